@@ -1,0 +1,73 @@
+"""The manifest: one row per tile, the table that everything downstream reads."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from dsfer.errors import DataError
+from dsfer.files import atomic_path
+
+IGNORE = 255
+"""Label value of pixels without evidence (padding, nodata): no loss and no metric counts them."""
+
+SPLITS = ("train", "val", "test")
+
+COLUMNS = {
+    "id": "unique name of the tile: scene id, then row and column of its window in pixels",
+    "scene": "id of the scene it was cut from",
+    "published_split": "split that the data set's authors put it in, or null",
+    "row": "first row of the window in its scene, in pixels",
+    "col": "first column of the window in its scene, in pixels",
+    "size": "side of the tile in pixels, padding included",
+    "pad_rows": "rows at the bottom that lie outside the scene",
+    "pad_cols": "columns at the right that lie outside the scene",
+    "scene_rows": "height of the scene in pixels",
+    "scene_cols": "width of the scene in pixels",
+    "shard": "tar of the crop stage that holds the pixels",
+    "t1_sha256": "SHA-256 of the .npy member of date 1",
+    "t2_sha256": "SHA-256 of the .npy member of date 2",
+    "label_sha256": "SHA-256 of the .npy member of the label",
+    "valid_pixels": "pixels inside the scene and not nodata",
+    "changed_pixels": "valid pixels that changed",
+    "changed_fraction": "changed_pixels / valid_pixels, 0 where nothing is valid",
+    "label_values": "values found in the label file before its rule was applied, ascending",
+    "t1_sum": "sum over valid pixels of each RGB band of date 1",
+    "t2_sum": "the same of date 2",
+    "t1_sum_of_squares": "sum of squares over valid pixels of each RGB band of date 1",
+    "t2_sum_of_squares": "the same of date 2",
+    "t1_std": "standard deviation of all valid samples of date 1 (0: a blank tile)",
+    "t2_std": "the same of date 2",
+    "t1_phash": "64-bit perceptual hash of date 1, 16 hex digits",
+    "t2_phash": "the same of date 2",
+    "crs": "coordinate reference system of date 1 as WKT, or null",
+    "transform": "affine transform of the tile, six numbers as in rasterio, or null",
+}
+"""Columns written by the crop stage; the split stage adds `split`."""
+
+
+def write_manifest(path: Path, table: pd.DataFrame) -> None:
+    """Write the manifest as Parquet, atomically."""
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def read_manifest(path: Path) -> pd.DataFrame:
+    """Read a manifest.
+
+    Raises:
+        DataError: the file is missing, no Parquet, or lacks a column.
+    """
+    try:
+        table = pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise DataError("no such manifest", where=path, mend="run the crop stage") from error
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"not a readable manifest ({error})", where=path, mend="run the crop stage again"
+        ) from error
+    missing = [name for name in COLUMNS if name not in table]
+    if missing:
+        raise DataError(
+            f"lacks the columns {', '.join(missing)}", where=path, mend="run the crop stage again"
+        )
+    return table

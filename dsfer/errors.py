@@ -1,0 +1,73 @@
+"""The errors a user can meet: each says where, what is wrong, and what to do about it."""
+
+from pathlib import Path
+
+
+class DsferError(Exception):
+    """Base of every error that is the input's fault, not the program's.
+
+    Args:
+        problem: what is wrong, with the offending value.
+        where: the file or parameter it was found in.
+        mend: what the user can do.
+    """
+
+    def __init__(self, problem: str, *, where: str | Path | None = None, mend: str | None = None):
+        self.problem, self.where, self.mend = problem, where, mend
+        place = f"{where}: " if where is not None else ""
+        remedy = f" To mend it: {mend}." if mend else ""
+        super().__init__(f"{place}{problem}.{remedy}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the trip back from a worker process, keyword arguments included."""
+        return _rebuild, (type(self), self.problem, self.where, self.mend)
+
+
+def _rebuild(
+    kind: type[DsferError], problem: str, where: str | Path | None, mend: str | None
+) -> DsferError:
+    return kind(problem, where=where, mend=mend)
+
+
+class ConfigError(DsferError):
+    """A parameter, recipe, model or data set name is unknown, of the wrong type or impossible."""
+
+
+class DownloadError(DsferError):
+    """An archive could not be fetched, verified or unpacked."""
+
+
+class DataError(DsferError):
+    """Imagery is missing, unreadable or not what was declared."""
+
+
+class LabelError(DataError):
+    """A label holds values that its declared rule does not allow."""
+
+
+class GridMismatchError(DataError):
+    """The rasters of one pair do not lie on the same grid."""
+
+
+class ShardError(DataError):
+    """A shard is missing, damaged or disagrees with its index."""
+
+
+class LeakageError(DataError):
+    """Splits share content, or code asked for a split that it must not see."""
+
+
+class ValidationError(DataError):
+    """A data set violates an expectation that it declares."""
+
+
+class TileSizeError(DsferError):
+    """A network cannot take images of this size."""
+
+
+class CheckpointError(DsferError):
+    """Weights or a checkpoint do not belong to this model, or are damaged."""
+
+
+class TrainingError(DsferError):
+    """Training cannot go on: the loss is not finite, or memory ran out."""

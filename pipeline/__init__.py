@@ -1,0 +1,1 @@
+"""Stages, catalog and recipes: the pipeline around the dsfer library."""

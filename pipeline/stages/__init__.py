@@ -1,0 +1,1 @@
+"""One module per DVC stage, each a thin `main` over plain functions."""
