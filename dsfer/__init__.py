@@ -1,0 +1,9 @@
+"""Dsfer-Net and what surrounds it: data, training, evaluation and maps of bitemporal change."""
+
+from importlib.metadata import version
+
+from dsfer.models import ChangeOutput, create_model, list_models
+
+__all__ = ["ChangeOutput", "create_model", "list_models"]
+
+__version__ = version("dsfer")

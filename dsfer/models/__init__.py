@@ -1,0 +1,81 @@
+"""The networks, and the front door to them."""
+
+import difflib
+import inspect
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dsfer.errors import ConfigError
+from dsfer.models.dsfer_net import VARIANTS, DsferNet
+from dsfer.models.output import ChangeOutput
+
+__all__ = ["VARIANTS", "ChangeOutput", "DsferNet", "create_model", "list_models"]
+
+log = logging.getLogger(__name__)
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"dsfer-net": DsferNet}
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` takes."""
+    return sorted(MODELS)
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool | str | Path = False,
+    weights: str | Path | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build a change detection network by name.
+
+    Args:
+        name: one of `list_models()`.
+        pretrained: True starts the encoder from torchvision's ImageNet weights, a path from a
+            local file of them, False from scratch.
+        weights: a .safetensors file of this whole network, as training writes it; its options
+            (width, image_size, ...) are taken from the file unless given here.
+        **options: the network's own, see its class.
+
+    Returns:
+        A module in training mode whose forward(t1, t2) takes two (b, 3, h, w) normalised float
+        tensors and returns a ChangeOutput.
+
+    Raises:
+        ConfigError: an unknown name or option.
+        CheckpointError: weights of another model, or damaged ones.
+    """
+    from dsfer.weights import load_weights, read_metadata
+
+    if name not in MODELS:
+        raise ConfigError(
+            f"unknown model {name!r}", where="model", mend=_nearest(name, list_models())
+        )
+    build = MODELS[name]
+    if weights is not None:
+        options = read_metadata(Path(weights), model=name).options | options
+    known = list(inspect.signature(build).parameters)
+    for option in options:
+        if option not in known:
+            raise ConfigError(
+                f"{name} has no option {option!r}", where="model", mend=_nearest(option, known)
+            )
+    model = build(**options)
+    if weights is not None:
+        load_weights(model, Path(weights), model_name=name)
+    elif pretrained:
+        path = None if pretrained is True else Path(pretrained)
+        model.encoder.load_imagenet(path)  # type: ignore[operator,union-attr]
+    else:
+        log.info("%s: encoder from scratch, no ImageNet weights", name)
+    return model
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"

@@ -1,0 +1,187 @@
+"""Weights on disk: our safetensors files, and exact import of released checkpoints.
+
+A weights file carries, in its safetensors metadata, the schema version, the model's name, the
+options it was built with and how its input is normalised, so that it needs nothing beside it.
+"""
+
+import json
+import pickle
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dsfer.errors import CheckpointError
+from dsfer.files import atomic_path
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a weights file says about itself.
+
+    Attributes:
+        model: name as in `dsfer.list_models()`.
+        options: keyword arguments of `dsfer.create_model` that rebuild the network.
+        mean: mean of each RGB band that inputs are normalised with, 0 to 255.
+        std: standard deviation likewise.
+        about: where the weights come from: data set, split hash, recipe, seed, metrics.
+        schema: version of this record.
+    """
+
+    model: str
+    options: dict[str, Any]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    about: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def save_weights(model: nn.Module, path: Path, metadata: Metadata) -> None:
+    """Write a network's state dict as safetensors, atomically."""
+    states = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(states, temporary, metadata={"dsfer": json.dumps(asdict(metadata))})
+
+
+def read_metadata(path: Path, *, model: str | None = None) -> Metadata:
+    """Read what a weights file says about itself.
+
+    Args:
+        path: a file written by `save_weights`.
+        model: the model it has to belong to, if that matters.
+
+    Raises:
+        CheckpointError: no such file, damaged, of another schema or of another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = json.loads((file.metadata() or {})["dsfer"])
+    except FileNotFoundError as error:
+        raise CheckpointError("no such file", where=path, mend="train first") from error
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"not a dsfer weights file ({error})",
+            where=path,
+            mend="give a .safetensors file written by training or by dsfer import-weights",
+        ) from error
+    if stored.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"has schema {stored.get('schema')}, this version reads schema {SCHEMA}",
+            where=path,
+            mend="write it again with this version",
+        )
+    if model is not None and stored["model"] != model:
+        raise CheckpointError(
+            f"holds weights of {stored['model']!r}, not of {model!r}",
+            where=path,
+            mend=f"set model to {stored['model']!r} or give other weights",
+        )
+    return Metadata(**stored | {"mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
+
+
+def load_weights(model: nn.Module, path: Path, *, model_name: str) -> Metadata:
+    """Load a weights file into a network, every entry and nothing else.
+
+    Raises:
+        CheckpointError: as `read_metadata`, or an entry is missing, unknown or of another shape.
+    """
+    metadata = read_metadata(path, model=model_name)
+    states = load_file(path)
+    _check_fit({key: v.shape for key, v in states.items()}, _shapes(model), path)
+    model.load_state_dict(states)
+    return metadata
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from .safetensors or from a torch file, without running any pickled code.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds anything but named tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        states = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError("no such file", where=path, mend="check the path") from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(
+            f"not a readable state dict of plain tensors ({str(error).splitlines()[0]})",
+            where=path,
+            mend="save it again as a state dict, or fetch it again",
+        ) from error
+    if isinstance(states, dict) and isinstance(states.get("state_dict"), dict):
+        states = states["state_dict"]
+    if not isinstance(states, dict) or not all(isinstance(v, Tensor) for v in states.values()):
+        raise CheckpointError(
+            "holds no state dict", where=path, mend="give a file of named tensors"
+        )
+    return states
+
+
+def import_dsfer_net(source: Path, model: nn.Module) -> None:
+    """Load a checkpoint of the released Dsfer-Net code into ours, exactly.
+
+    The released network was fed BGR images and ours takes RGB, so the input channels of its first
+    convolution are reversed; everything else is renamed only.
+
+    Args:
+        source: a torch file with the 112 entries of the released state dict.
+        model: our `dsfer-net` with default options.
+
+    Raises:
+        CheckpointError: an entry is missing, unknown or of another shape.
+    """
+    table = released_entries()
+    states = read_state_dict(source)
+    expected = {
+        row.name: torch.Size(int(n) for n in row.shape.split("x") if n != "()")
+        for row in table.itertuples()
+    }
+    _check_fit({key: value.shape for key, value in states.items()}, expected, source)
+    renamed = {row.ours: states[row.name] for row in table.itertuples()}
+    first = "encoder.features.0.weight"
+    renamed[first] = renamed[first].flip(1)
+    model.load_state_dict(renamed)
+
+
+def released_entries() -> pd.DataFrame:
+    """Entries of the released Dsfer-Net state dict: its `name`, `shape`, and `ours`."""
+    source = files("dsfer") / "models" / "released_dsfer_net.tsv"
+    with source.open(encoding="utf-8") as file:
+        return pd.read_csv(file, sep="\t", dtype=str)
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in model.state_dict().items()}
+
+
+def _check_fit(
+    found: dict[str, torch.Size], expected: dict[str, torch.Size], where: Path
+) -> None:
+    missing = [key for key in expected if key not in found]
+    unknown = [key for key in found if key not in expected]
+    shaped = [
+        f"{key} is {tuple(found[key])}, not {tuple(expected[key])}"
+        for key in expected
+        if key in found and found[key] != expected[key]
+    ]
+    problems = [
+        f"{len(names)} {what}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("unknown", unknown), ("misshapen", shaped))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(
+            f"does not fit the network ({'; '.join(problems)})",
+            where=where,
+            mend="give the weights of this very model, variant, width and image size",
+        )
