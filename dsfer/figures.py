@@ -5,6 +5,7 @@ Shapes: h, w are rows and columns of one tile or scene.
 
 import base64
 import io
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ _GAP, _GAP_COLOUR = 4, 208  # pixels; a light grey that none of the panels uses
 
 # Okabe and Ito's palette: told apart with every common colour vision. Line style and marker repeat
 # what the colour says, for print in grey.
-_STYLES = (
+_STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     {"color": "#D55E00", "linestyle": "--", "marker": "s"},
     {"color": "#009E73", "linestyle": "-.", "marker": "^"},
@@ -157,7 +158,10 @@ def _mark_best(axes: Axes, history: pd.DataFrame) -> None:
     axes.axvline(step, color="#888888", linewidth=0.8, zorder=0)
     axes.plot(
         *(step, best),
-        **{"marker": "*", "markersize": 14, "color": "#F0E442", "markeredgecolor": "black"},
+        marker="*",
+        markersize=14,
+        color="#F0E442",
+        markeredgecolor="black",
         linestyle="none",
         label=f"best F1: {best:.2f} at iteration {step:,.0f}",
     )
