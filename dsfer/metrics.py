@@ -1,0 +1,127 @@
+"""Metrics of the change class, all from confusion counts (paper, section IV-A).
+
+One table of counts is the source of every number: a row per tile (or scene) with the columns of
+`COUNTS`; a split's confusion matrix is the sum of its rows.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import bootstrap
+from torch import Tensor
+from torchmetrics.functional.classification import binary_stat_scores
+
+from dsfer.data.manifest import IGNORE
+
+COUNTS = ["tp", "fp", "fn", "tn"]
+METRICS = ["P", "R", "F1", "OA", "IoU"]
+
+
+def confusion_counts(predicted: Tensor, labels: Tensor) -> Tensor:
+    """Confusion counts of each image of a batch, without leaving the device.
+
+    Args:
+        predicted: (b, h, w) bool or integer, 1 changed.
+        labels: (b, h, w) uint8, 0 unchanged, 1 changed, 255 ignored.
+
+    Returns:
+        (b, 4) int64: tp, fp, fn, tn.
+    """
+    scores = binary_stat_scores(
+        predicted.long(),
+        labels.long(),
+        multidim_average="samplewise",
+        ignore_index=IGNORE,
+        validate_args=False,  # the checks read values back and would stop the device
+    )  # b 5: tp, fp, tn, fn, support
+    return scores[:, [0, 1, 3, 2]]
+
+
+def counts_table(ids: Sequence[str], scenes: Sequence[str], counts: Tensor) -> pd.DataFrame:
+    """The table of counts: `id`, `scene` and `COUNTS`, one row per tile."""
+    table = pd.DataFrame(counts.cpu().numpy(), columns=COUNTS)
+    table.insert(0, "scene", list(scenes))
+    table.insert(0, "id", list(ids))
+    return table
+
+
+def change_metrics(counts: Mapping[str, float] | pd.DataFrame) -> dict[str, float]:
+    """P, R, F1, OA and IoU of the change class in percent, from one confusion matrix.
+
+    Where nothing is changed and nothing predicted, P, R, F1 and IoU have no value: they are NaN,
+    never 0 or 100.
+
+    Args:
+        counts: totals of tp, fp, fn, tn, or a table of them, whose rows are added up.
+    """
+    total = counts[COUNTS].sum() if isinstance(counts, pd.DataFrame) else counts
+    values = metric_columns(pd.DataFrame({name: [float(total[name])] for name in COUNTS}))
+    return {name: float(values[name].iloc[0]) for name in METRICS}
+
+
+def metric_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """The metrics of every row of a table of counts, in percent, NaN where undefined."""
+    tp, fp, fn, tn = (table[name].astype(float) for name in COUNTS)
+    return pd.DataFrame(
+        {
+            "P": 100 * tp / (tp + fp),
+            "R": 100 * tp / (tp + fn),
+            "F1": 100 * 2 * tp / (2 * tp + fp + fn),
+            "OA": 100 * (tp + tn) / (tp + fp + fn + tn),
+            "IoU": 100 * tp / (tp + fp + fn),
+        }
+    )
+
+
+def scene_table(tiles: pd.DataFrame) -> pd.DataFrame:
+    """Add up the counts of each scene's tiles: `scene`, `tiles`, `COUNTS` and `METRICS`."""
+    sums = tiles.groupby("scene", sort=True)[COUNTS].sum().reset_index()
+    sums.insert(1, "tiles", tiles.groupby("scene", sort=True).size().to_numpy())
+    return pd.concat([sums, metric_columns(sums)], axis=1)
+
+
+def f1_interval(scenes: pd.DataFrame, *, seed: int, resamples: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the split's F1, scenes drawn with replacement.
+
+    Tiles of one scene resemble each other, so scenes are the independent units.
+
+    Args:
+        scenes: table of counts, a row per scene.
+        seed: of the resampling.
+        resamples: number of bootstrap samples.
+
+    Returns:
+        Lower and upper bound in percent; both NaN where fewer than two scenes leave nothing to
+        resample.
+    """
+    if len(scenes) < 2:
+        return float("nan"), float("nan")
+    columns = tuple(scenes[name].to_numpy(dtype=float) for name in ("tp", "fp", "fn"))
+
+    def f1(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, axis: int = -1) -> np.ndarray:
+        hits = 2 * tp.sum(axis)
+        total = hits + fp.sum(axis) + fn.sum(axis)
+        return 100 * np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
+
+    interval = bootstrap(
+        columns,
+        f1,
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def predicted_change(logits: Tensor) -> Tensor:
+    """Change map (b, h, w) bool of logits (b, 2, h, w): their argmax."""
+    return logits[:, 1] > logits[:, 0]
+
+
+def total_counts(counts: Tensor) -> dict[str, float]:
+    """Sum (n, 4) counts over n, as floats by name; the one place where the device is read."""
+    return dict(zip(COUNTS, torch.sum(counts, dim=0).tolist(), strict=True))
