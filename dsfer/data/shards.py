@@ -1,0 +1,332 @@
+"""Shards: the WebDataset tars of one split, and the verified random access that training reads by.
+
+A shard's index is read once; after that a tile is two copies out of a memory map, in any order.
+That makes shuffling exact and resuming a matter of one integer.
+"""
+
+import hashlib
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dsfer.data.manifest import read_manifest, write_manifest
+from dsfer.data.tars import MEMBERS, Pixels, npy_header, tar_members, write_tar
+from dsfer.errors import DataError, ShardError
+from dsfer.files import atomic_folder, read_json, sha256_file, write_json
+
+SCHEMA = 1
+TILES_PER_SHARD = 512
+
+_REWRITE = "run the shard stage again"
+
+
+class Statistics(NamedTuple):
+    """What a network needs to know about the pixels of the training split.
+
+    Attributes:
+        mean: of each RGB band over both dates, 0 to 255.
+        std: of each RGB band over both dates, 0 to 255.
+        class_frequency: shares of the valid pixels that are unchanged and changed; they sum to 1.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_frequency: tuple[float, float]
+
+
+def data_statistics(train: pd.DataFrame) -> Statistics:
+    """Statistics of the training split from the sums in its manifest rows, exact to rounding.
+
+    Args:
+        train: manifest rows of the training split.
+
+    Raises:
+        DataError: no pixel of these rows is valid.
+    """
+    pixels = int(train["valid_pixels"].sum())
+    if pixels == 0:
+        raise DataError(
+            "no valid pixel in the training split", mend="check the nodata values of the imagery"
+        )
+    # Python integers do not overflow, and the difference of two large numbers loses no digit.
+    sums = [_total(train, f"{date}_sum") for date in ("t1", "t2")]
+    squares = [_total(train, f"{date}_sum_of_squares") for date in ("t1", "t2")]
+    n = 2 * pixels
+    mean, std = [], []
+    for band in range(3):
+        total = sums[0][band] + sums[1][band]
+        mean.append(total / n)
+        std.append((n * (squares[0][band] + squares[1][band]) - total**2) ** 0.5 / n)
+    changed = int(train["changed_pixels"].sum()) / pixels
+    return Statistics(tuple(mean), tuple(std), (1 - changed, changed))
+
+
+def _total(rows: pd.DataFrame, column: str) -> list[int]:
+    return [int(value) for value in np.sum(np.stack(list(rows[column])).astype(np.int64), axis=0)]
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One entry of the index: a tar, what it must hash to, and how many tiles it holds."""
+
+    file: str
+    sha256: str
+    bytes: int
+    count: int
+
+
+def write_shards(
+    tiles: Path,
+    rows: pd.DataFrame,
+    out: Path,
+    *,
+    split: str,
+    split_hash: str,
+    statistics: Statistics,
+    tiles_per_shard: int = TILES_PER_SHARD,
+) -> None:
+    """Copy the tiles of one split into shards, with an index; byte-identical on every run.
+
+    The pixels are not decoded; each member is checked against its hash on the way.
+
+    Args:
+        tiles: output folder of the crop stage.
+        rows: manifest rows of this split, in any order; they are stored by ascending id.
+        out: folder to write; it is replaced as a whole, or left as it was on an error.
+        split: name of the split.
+        split_hash: hash of the split that every number downstream carries.
+        statistics: mean, standard deviation and class frequency of the training split.
+        tiles_per_shard: tiles in each tar but the last.
+
+    Raises:
+        ShardError: a tar of the crop stage is missing or damaged, or disagrees with the manifest.
+        DataError: there is no row.
+    """
+    if rows.empty:
+        raise DataError(
+            f"the split {split!r} has no tile", where=tiles, mend="choose another split ratio"
+        )
+    rows = rows.sort_values("id", ignore_index=True)
+    with atomic_folder(out) as folder:
+        shards: list[_Shard] = []
+        for start in range(0, len(rows), tiles_per_shard):
+            part = rows[start : start + tiles_per_shard]
+            file = folder / f"shard-{len(shards):06d}.tar"
+            write_tar(file, _copied(tiles, part))
+            shards.append(_Shard(file.name, sha256_file(file), file.stat().st_size, len(part)))
+        write_manifest(folder / "manifest.parquet", rows)
+        write_json(
+            folder / "index.json",
+            {
+                "schema": SCHEMA,
+                "split": split,
+                "split_hash": split_hash,
+                "tile_size": int(rows["size"].iloc[0]),
+                "count": len(rows),
+                **statistics._asdict(),
+                "shards": [asdict(shard) for shard in shards],
+                "tiles": list(rows["id"]),
+            },
+        )
+
+
+def _copied(tiles: Path, rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, bytes | memoryview]]]:
+    """Members of each tile out of the crop tars, checked against the manifest."""
+    tars: dict[str, tuple[npt.NDArray[np.uint8], dict[str, tuple[int, int]]]] = {}
+    for row in rows.to_dict("records"):
+        path = tiles / row["shard"]
+        if row["shard"] not in tars:
+            members = tar_members(path)
+            tars[row["shard"]] = np.memmap(path, np.uint8, "r").view(np.ndarray), members
+        data, members = tars[row["shard"]]
+        contents: dict[str, bytes | memoryview] = {}
+        for member in MEMBERS:
+            name = f"{row['id']}.{member}.npy"
+            if name not in members:
+                raise ShardError(
+                    f"holds no {name}, which the manifest lists",
+                    where=path,
+                    mend="run the crop stage again",
+                )
+            offset, size = members[name]
+            content = data[offset : offset + size].data
+            found, expected = hashlib.sha256(content).hexdigest(), row[f"{member}_sha256"]
+            if found != expected:
+                raise ShardError(
+                    f"{name} has SHA-256 {found}, the manifest says {expected}",
+                    where=path,
+                    mend="run the crop stage again",
+                )
+            contents[member] = content
+        yield row["id"], contents
+
+
+class TileShards:
+    """The tiles of one split in random access, memory-mapped; cheap to send to loader workers.
+
+    Attributes:
+        folder: where the shards lie.
+        split: `train`, `val` or `test`.
+        split_hash: 12 hex digits that say how the data were split.
+        ids: tile ids in order; item `i` is tile `ids[i]`.
+        tile_size: side of a tile in pixels.
+        mean: of each RGB band of the training split, 0 to 255.
+        std: of each RGB band of the training split, 0 to 255.
+        class_frequency: shares of unchanged and changed pixels of the training split.
+        manifest: manifest rows, in the order of `ids`.
+
+    Args:
+        folder: what `write_shards` wrote.
+        verify: compare the SHA-256 of every shard with the index (reads all of it once). Sizes,
+            members and ids are always checked.
+
+    Raises:
+        ShardError: a shard or the index is missing, damaged, or disagrees with the others.
+    """
+
+    def __init__(self, folder: Path, *, verify: bool = True):
+        index = _read_index(folder / "index.json")
+        self.folder = folder
+        self.split: str = index["split"]
+        self.split_hash: str = index["split_hash"]
+        self.ids: tuple[str, ...] = tuple(index["tiles"])
+        self.tile_size: int = index["tile_size"]
+        self.mean: tuple[float, ...] = tuple(index["mean"])
+        self.std: tuple[float, ...] = tuple(index["std"])
+        self.class_frequency: tuple[float, ...] = tuple(index["class_frequency"])
+        self.manifest = _read_rows(folder / "manifest.parquet", self.ids)
+        self._shards = [_Shard(**entry) for entry in index["shards"]]
+        self._maps: dict[int, Pixels] = {}
+        shards, offsets, first = [], [], 0
+        for number, shard in enumerate(self._shards):
+            ids = self.ids[first : first + shard.count]
+            offsets.append(_checked_offsets(folder, shard, ids, self.tile_size, verify=verify))
+            shards.append(np.full(shard.count, number))
+            first += shard.count
+        self._shard_of = np.concatenate(shards)
+        self._offsets = np.concatenate(offsets)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> tuple[Pixels, Pixels]:
+        """Pixels of tile `i`.
+
+        Returns:
+            Both dates, (2, h, w, 3) RGB uint8, and the label, (h, w) uint8 with 0 unchanged,
+            1 changed, 255 ignore. Both are copies that the caller may write to.
+
+        Raises:
+            IndexError: there is no such tile.
+        """
+        i = operator.index(i)
+        if not 0 <= i < len(self.ids):
+            raise IndexError(f"tile {i} of {len(self.ids)}")
+        data = self._map(int(self._shard_of[i]))
+        side = self.tile_size
+        label, t1, t2 = (
+            data[offset : offset + side * side * bands].reshape(shape)
+            for offset, bands, shape in zip(
+                self._offsets[i],
+                (1, 3, 3),
+                ((side, side), (side, side, 3), (side, side, 3)),
+                strict=True,
+            )
+        )
+        return np.stack((t1, t2)), label.copy()
+
+    def _map(self, number: int) -> Pixels:
+        """Memory map of a shard, opened on first use in each process."""
+        if number not in self._maps:
+            # The map keeps its own handle on the file; numpy closes the Python file at once.
+            path = self.folder / self._shards[number].file
+            self._maps[number] = np.memmap(path, np.uint8, "r").view(np.ndarray)
+        return self._maps[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the memory maps: pickling one would send its pixels."""
+        return self.__dict__ | {"_maps": {}}
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    """The index of a folder of shards, with its keys and counts checked."""
+    try:
+        index = read_json(path)
+    except DataError as error:
+        raise ShardError(error.problem, where=path, mend=_REWRITE) from error
+    keys = {"split", "split_hash", "tile_size", "count", "shards", "tiles", *Statistics._fields}
+    if not isinstance(index, dict) or index.get("schema") != SCHEMA or not keys <= index.keys():
+        raise ShardError(f"not an index of schema {SCHEMA}", where=path, mend=_REWRITE)
+    counts = (len(index["tiles"]), sum(shard["count"] for shard in index["shards"]))
+    if counts != (index["count"], index["count"]):
+        raise ShardError(
+            f"says {index['count']} tiles, lists {counts[0]}, and its shards hold {counts[1]}",
+            where=path,
+            mend=_REWRITE,
+        )
+    return index
+
+
+def _read_rows(path: Path, ids: Sequence[str]) -> pd.DataFrame:
+    """The manifest rows of the shards, in their order."""
+    try:
+        rows = read_manifest(path)
+    except DataError as error:
+        raise ShardError(error.problem, where=path, mend=_REWRITE) from error
+    if len(rows) != len(ids):
+        raise ShardError(
+            f"has {len(rows)} rows, the index lists {len(ids)} tiles", where=path, mend=_REWRITE
+        )
+    for number, (found, expected) in enumerate(zip(rows["id"], ids, strict=True)):
+        if found != expected:
+            raise ShardError(
+                f"row {number} is tile {found}, the index says {expected}",
+                where=path,
+                mend=_REWRITE,
+            )
+    return rows
+
+
+def _checked_offsets(
+    folder: Path, shard: _Shard, ids: Sequence[str], side: int, *, verify: bool
+) -> npt.NDArray[np.int64]:
+    """Where the pixels of each tile of a shard begin: (tiles, members) in bytes."""
+    path = folder / shard.file
+
+    def damaged(problem: str) -> ShardError:
+        return ShardError(problem, where=path, mend=f"{_REWRITE}, or `dvc checkout` the shards")
+
+    if not path.is_file():
+        raise damaged("no such shard, but the index lists it")
+    if (size := path.stat().st_size) != shard.bytes:
+        raise damaged(f"has {size} bytes, the index says {shard.bytes}")
+    if verify and (found := sha256_file(path)) != shard.sha256:
+        raise damaged(f"has SHA-256 {found}, the index says {shard.sha256}")
+    members = tar_members(path)
+    expected = [f"{tile}.{member}.npy" for tile in ids for member in MEMBERS]
+    if list(members) != expected:
+        wrong = next(
+            (pair for pair in zip(members, expected, strict=False) if pair[0] != pair[1]), None
+        )
+        raise damaged(
+            f"member {wrong[0]} stands where the index expects {wrong[1]}"
+            if wrong
+            else f"holds {len(members)} members, the index expects {len(expected)}"
+        )
+    data = np.memmap(path, np.uint8, "r").view(np.ndarray)
+    headers = {member: npy_header((side, side, 3)) for member in ("t1", "t2")}
+    headers["label"] = npy_header((side, side))
+    starts = []
+    for number, (name, (offset, _)) in enumerate(members.items()):
+        header = headers[MEMBERS[number % len(MEMBERS)]]
+        start = offset + len(header)
+        if data[offset:start].tobytes() != header:
+            raise damaged(f"member {name} is no uint8 array of {side} x {side} pixels")
+        starts.append(start)
+    return np.array(starts, np.int64).reshape(-1, len(MEMBERS))
