@@ -1,0 +1,165 @@
+"""Predictions over a split, and their counts in both protocols: `tiles` and `stitched`."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from dsfer.data.batches import BatchSource
+from dsfer.data.shards import TileShards
+from dsfer.data.transforms import normalise
+from dsfer.metrics import confusion_counts, counts_table, predicted_change
+from dsfer.models.output import ChangeOutput
+from dsfer.prediction import change_probability
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["float32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How a network is run: where, how precisely, and what its input is normalised with.
+
+    Attributes:
+        device: where the network lives.
+        mean: mean of each RGB band, 0 to 255.
+        std: standard deviation likewise.
+        precision: `bf16` runs the network under autocast.
+        batch_size: pairs per forward pass.
+    """
+
+    device: torch.device
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    precision: Precision = "float32"
+    batch_size: int = 32
+
+    def inputs(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised t1 and t2, (b, 3, h, w) float, of (b, 2, h, w, 3) uint8 on the device."""
+        mean = torch.tensor(self.mean, device=self.device)
+        std = torch.tensor(self.std, device=self.device)
+        return normalise(pairs, mean, std)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context that the forward pass runs in."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def predict_split(
+    model: nn.Module, source: BatchSource, inference: Inference
+) -> Iterator[tuple[ChangeOutput, Tensor]]:
+    """Run a network in evaluation mode over all tiles of a split, in order.
+
+    Yields:
+        The output of a batch and its labels (b, h, w) uint8, both on the device.
+    """
+    model.eval()
+    order = np.arange(len(source.tiles))
+    with torch.inference_mode():
+        for pairs, labels in source.batches(order, inference.batch_size):
+            with inference.autocast():
+                output = model(*inference.inputs(pairs))
+            yield output, labels
+
+
+def count_tiles(
+    model: nn.Module, source: BatchSource, inference: Inference
+) -> tuple[Tensor, float]:
+    """Confusion counts of every tile of a split (protocol `tiles`), and the rate.
+
+    Returns:
+        (n, 4) int64 on the device, tp fp fn tn, and pairs per second, data included.
+    """
+    started = time.perf_counter()
+    counts = torch.cat(
+        [
+            confusion_counts(predicted_change(output.logits), labels)
+            for output, labels in predict_split(model, source, inference)
+        ]
+    )
+    if inference.device.type == "cuda":
+        torch.cuda.synchronize(inference.device)
+    return counts, len(counts) / (time.perf_counter() - started)
+
+
+def whole_scenes(manifest: pd.DataFrame) -> list[str]:
+    """Scenes of which every pixel lies in a tile of this split: those that can be stitched."""
+    area = (
+        (manifest["size"] - manifest["pad_rows"]) * (manifest["size"] - manifest["pad_cols"])
+    ).groupby(manifest["scene"])
+    size = manifest.groupby("scene")[["scene_rows", "scene_cols"]].first().prod(axis=1)
+    covered = area.sum()
+    return [scene for scene in covered.index if covered[scene] == size[scene]]
+
+
+def assemble_scene(tiles: TileShards, scene: str) -> tuple[np.ndarray, np.ndarray]:
+    """Put a scene together from its tiles.
+
+    Returns:
+        pair (2, rows, cols, 3) uint8 and label (rows, cols) uint8.
+    """
+    rows = tiles.manifest[tiles.manifest["scene"] == scene]
+    height, width = int(rows["scene_rows"].iloc[0]), int(rows["scene_cols"].iloc[0])
+    pair = np.zeros((2, height, width, 3), dtype=np.uint8)
+    label = np.zeros((height, width), dtype=np.uint8)
+    for index, row, col in zip(rows.index, rows["row"], rows["col"], strict=True):
+        tile_pair, tile_label = tiles[int(index)]
+        inside = label[row : row + tiles.tile_size, col : col + tiles.tile_size]
+        h, w = inside.shape
+        pair[:, row : row + h, col : col + w] = tile_pair[:, :h, :w]
+        inside[:] = tile_label[:h, :w]
+    return pair, label
+
+
+def count_scenes(
+    model: nn.Module, tiles: TileShards, inference: Inference, *, overlap: int
+) -> pd.DataFrame:
+    """Confusion counts of every whole scene of a split (protocol `stitched`).
+
+    Returns:
+        Table of counts with a row per scene; empty where no scene is whole.
+    """
+    scenes = whole_scenes(tiles.manifest)
+    counts = []
+    for scene in scenes:
+        pair, label = assemble_scene(tiles, scene)
+        probability = stitch(model, pair, inference, tile_size=tiles.tile_size, overlap=overlap)
+        counts.append(
+            confusion_counts(
+                torch.from_numpy(probability > 0.5)[None], torch.from_numpy(label)[None]
+            )
+        )
+    stacked = torch.cat(counts) if counts else torch.empty((0, 4), dtype=torch.int64)
+    return counts_table(scenes, scenes, stacked)
+
+
+def stitch(
+    model: nn.Module, pair: np.ndarray, inference: Inference, *, tile_size: int, overlap: int
+) -> np.ndarray:
+    """Change probability (rows, cols) float32 of one (2, rows, cols, 3) uint8 scene in memory."""
+
+    def read(top: int, left: int, size: int) -> np.ndarray:
+        return pair[:, top : top + size, left : left + size]
+
+    def predict(windows: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(windows).to(inference.device)
+        with torch.inference_mode(), inference.autocast():
+            output: ChangeOutput = model(*inference.inputs(batch))
+        return output.logits.float().softmax(dim=1)[:, 1].cpu().numpy()
+
+    model.eval()
+    strips = change_probability(
+        pair.shape[1:3], read, predict,
+        tile_size=tile_size, overlap=overlap, batch_size=inference.batch_size,
+    )
+    return np.concatenate([strip for _, strip in strips])

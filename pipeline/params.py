@@ -1,0 +1,258 @@
+"""`params.yaml`, parsed once into frozen typed objects; `python -m pipeline.params` prints them."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+from rich.console import Console
+from rich.table import Table
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from dsfer.data.labels import LABEL_RULES
+from dsfer.errors import ConfigError
+from dsfer.models import VARIANTS, list_models
+from pipeline.catalog import CATALOG, OWN_DATA, DatasetEntry, Policy, Release, catalog_entry
+from pipeline.frozen import Frozen, did_you_mean, parse
+from pipeline.recipes import RECIPE_KEYS, Recipe, resolve_recipe
+
+PARAMS = Path("params.yaml")
+
+
+class Params(Frozen):
+    """The keys of `params.yaml`; recipe values may be null, and are checked once merged."""
+
+    # Recipe values stay in their raw form until they are merged with the recipe.
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    source: Path
+    label_rule: str | None
+    bands: tuple[int, int, int] | None
+    tile_size: int | None = Field(ge=16)
+    padding: Literal["pad", "drop"] | None
+    split: str | None
+    split_ratio: tuple[float, float, float] | None
+    split_seed: int = Field(ge=0)
+    model: str
+    variant: str
+    hopfield_dim: int = Field(ge=1)
+    hopfield_beta: float | None = Field(gt=0, allow_inf_nan=False)
+    norm: Literal["volume", "channel"]
+    recipe: str
+    lambda_: Any = Field(alias="lambda")
+    lr: Any
+    weight_decay: Any
+    schedule: Any
+    schedule_iterations: Any
+    warmup: Any
+    iterations: Any
+    batch_size: Any
+    cross_entropy: Any
+    dice: Any
+    class_weights: Any
+    sampling: Any
+    symmetries: Any
+    ema: Any
+    precision: Any
+    validate_every: Any
+    width: Any
+    pretrained: Any
+    seed: int = Field(ge=0)
+    device: Literal["auto", "cpu", "cuda"]
+    compile: bool | None
+    in_memory: bool | None
+    workers: int = Field(ge=0)
+    overlap: float = Field(ge=0, lt=1)
+
+
+class DataSettings(Frozen):
+    """How the data set is prepared, with nothing left open.
+
+    Attributes:
+        entry: what the catalog knows of it.
+        source: a user's own folder or list, or the catalog.
+        label_rule: how label values are read.
+        bands: three 1-based bands to take as R, G, B, or None for the first three.
+        tile_size: side of a tile in pixels.
+        padding: `pad` or `drop`.
+        split: name of the split policy.
+        split_ratio: train : val : test, or None where the published split leaves no choice.
+        split_seed: of random policies.
+    """
+
+    entry: DatasetEntry
+    source: Path
+    label_rule: str
+    bands: tuple[int, int, int] | None
+    tile_size: int
+    padding: Literal["pad", "drop"]
+    split: str
+    split_ratio: tuple[float, float, float] | None
+    split_seed: int
+
+    @property
+    def policy(self) -> Policy:
+        """The split policy, as the catalog describes it."""
+        return self.entry.policy(self.split)
+
+    @property
+    def release(self) -> Release:
+        """The release of the imagery that the split policy needs."""
+        return self.entry.release(self.split)
+
+
+class Settings(Frozen):
+    """Every parameter with its value.
+
+    Attributes:
+        params: `params.yaml` as given.
+        data: how the data set is prepared.
+        recipe: how the network is trained.
+        sources: where each value of the recipe and of the data settings comes from.
+    """
+
+    params: Params
+    data: DataSettings
+    recipe: Recipe
+    sources: dict[str, str]
+
+    @property
+    def folder(self) -> Path:
+        """Where the data set's outputs lie."""
+        return Path("data") / self.params.dataset
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the outputs of this model on this data set lie."""
+        return self.folder / "models" / self.params.model
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """Keyword arguments of `dsfer.create_model`."""
+        return {
+            "image_size": self.data.tile_size,
+            "width": self.recipe.width,
+            "hopfield_dim": self.params.hopfield_dim,
+            "hopfield_beta": self.params.hopfield_beta,
+            "norm": self.params.norm,
+            "variant": self.params.variant,
+        }
+
+    def resolved(self) -> dict[str, Any]:
+        """Every key of `params.yaml` with the value that is used, JSON-able."""
+        values = self.params.model_dump(mode="json", by_alias=True)
+        values |= self.recipe.model_dump(mode="json", by_alias=True)
+        return values | self.data.model_dump(mode="json", exclude={"entry"})
+
+
+def load_params(path: Path = PARAMS) -> Params:
+    """Read and check `params.yaml`.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, a key is unknown, missing, of the wrong type
+            or impossible.
+    """
+    try:
+        # The parser that DVC uses: YAML 1.2, where 1e-3 is a number.
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise ConfigError(
+            f"not a readable parameter file ({error})",
+            where=path,
+            mend="run from the project's top folder, where params.yaml is",
+        ) from error
+    params = parse(Params, values, path)
+    _check_choice("model", params.model, list_models())
+    _check_choice("variant", params.variant, VARIANTS)
+    if params.label_rule is not None:
+        _check_choice("label_rule", params.label_rule, tuple(LABEL_RULES))
+    return params
+
+
+def resolve(params: Params) -> Settings:
+    """Fill every null from the catalog and the recipe.
+
+    Raises:
+        ConfigError: an unknown data set, recipe or split policy, or values that exclude each other.
+    """
+    entry = catalog_entry(params.dataset)
+    _check_source(params, entry)
+    given = params.model_dump(by_alias=True)
+    recipe, sources = resolve_recipe(
+        params.recipe,
+        entry.name,
+        {key: given[key] for key in RECIPE_KEYS if given[key] is not None},
+    )
+    split = params.split or entry.split.default
+    policy = entry.policy(split)
+    if params.split_ratio is not None and policy.ratio is None:
+        raise ConfigError(
+            f"split '{split}' is the authors' own and takes no ratio",
+            where="split_ratio",
+            mend="set it to null, or choose another split",
+        )
+    from_catalog = {
+        "label_rule": entry.label_rule,
+        "bands": entry.bands,
+        "tile_size": entry.tiling.tile_size,
+        "padding": entry.tiling.padding,
+        "split": split,
+        "split_ratio": policy.ratio,
+    }
+    chosen = {key: from_catalog[key] if given[key] is None else given[key] for key in from_catalog}
+    sources |= {
+        key: "catalog" if given[key] is None else "params.yaml" for key in from_catalog
+    }
+    data = DataSettings(
+        entry=entry, source=params.source, split_seed=params.split_seed, **chosen
+    )
+    return Settings(params=params, data=data, recipe=recipe, sources=sources)
+
+
+def current_settings() -> Settings:
+    """The settings of the project whose top folder is the current one."""
+    return resolve(load_params())
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...] | list[str]) -> None:
+    if value not in choices:
+        raise ConfigError(
+            f"unknown {key} '{value}'{did_you_mean(value, choices)}",
+            where=key,
+            mend=f"choose one of {', '.join(choices)}",
+        )
+
+
+def _check_source(params: Params, entry: DatasetEntry) -> None:
+    own, from_catalog = entry.name in OWN_DATA, params.source.name == CATALOG.name
+    if own and from_catalog:
+        raise ConfigError(
+            f"data set '{params.dataset}' needs a place to read from",
+            where="source",
+            mend="set source to your "
+            + ("folder of scenes" if entry.name == "folder" else "CSV list of rasters"),
+        )
+    if not own and not from_catalog:
+        raise ConfigError(
+            f"'{params.source}' is not used by data set '{params.dataset}'",
+            where="source",
+            mend="set source: pipeline/catalog.yaml, or dataset: folder/NAME for imagery of "
+            "your own",
+        )
+
+
+def main() -> None:
+    """Print every parameter, its resolved value and where that comes from."""
+    settings = current_settings()
+    table = Table("parameter", "value", "from", title=f"{settings.params.dataset}")
+    for key, value in settings.resolved().items():
+        shown = "null" if value is None else str(value)
+        table.add_row(key, shown, settings.sources.get(key, "params.yaml"))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    from pipeline.stages import run
+
+    run(main)
