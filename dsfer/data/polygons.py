@@ -1,0 +1,152 @@
+"""Label polygons: draw the changed areas of a vector file onto the grid of a scene's first date."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import rasterio
+import shapely
+from rasterio.features import rasterize
+from rasterio.windows import Window
+
+from dsfer.data.scenes import Scene
+from dsfer.errors import DataError, GridMismatchError
+from dsfer.files import atomic_path
+
+BLOCK = 512
+"""Side of the GeoTIFF's blocks in pixels; one block is in memory at a time."""
+
+
+def rasterise_labels(scenes: list[Scene], folder: Path, changed: int) -> list[Scene]:
+    """Replace each scene's vector label by a raster; raster labels are left as they are.
+
+    Args:
+        scenes: scenes whose label is a raster or any vector file.
+        folder: where to write `<id>.tif`.
+        changed: value of changed pixels, 1 to 255, as the data set's label rule wants it.
+
+    Raises:
+        DataError: a label is neither raster nor vector, or its polygons cannot be drawn.
+    """
+    done = []
+    for scene in scenes:
+        if is_raster(scene.label):
+            done.append(scene)
+            continue
+        target = folder / f"{scene.id}.tif"
+        rasterise(scene.label, scene.t1, target, changed)
+        done.append(replace(scene, label=target))
+    return done
+
+
+def is_raster(path: Path) -> bool:
+    """Whether GDAL opens the file as a raster with at least one band."""
+    try:
+        with rasterio.open(path) as image:
+            return bool(image.count)
+    except rasterio.RasterioIOError:
+        return False
+
+
+def rasterise(vector: Path, grid: Path, target: Path, changed: int) -> None:
+    """Draw polygons onto the grid of a raster; a pixel is changed if its centre lies in one.
+
+    The result is a tiled, compressed GeoTIFF of one uint8 band, written block by block, so memory
+    does not grow with the raster.
+
+    Args:
+        vector: file of polygons in any format and coordinate reference system; no feature at all
+            means that nothing changed.
+        grid: raster whose size, CRS and transform are taken.
+        target: file to write, atomically.
+        changed: value inside polygons, 1 to 255; outside it is 0.
+
+    Raises:
+        DataError: the vector file is unreadable, has several layers or other geometry than
+            polygons.
+        GridMismatchError: vector file or raster lacks a CRS, or they do not overlap.
+    """
+    with rasterio.open(grid) as image:
+        profile = {
+            "driver": "GTiff",
+            "dtype": "uint8",
+            "count": 1,
+            "width": image.width,
+            "height": image.height,
+            "crs": image.crs,
+            "transform": image.transform,
+            "tiled": True,
+            "blockxsize": BLOCK,
+            "blockysize": BLOCK,
+            "compress": "deflate",
+            "bigtiff": "if_safer",
+        }
+        outline = _outline(image, Window(0, 0, image.width, image.height))
+        polygons = _polygons(vector, grid, image.crs)
+    if len(polygons) and not polygons.intersects(outline).any():
+        raise GridMismatchError(
+            f"none of its {len(polygons)} polygons lies on {grid}",
+            where=vector,
+            mend="check the coordinate reference system of both files",
+        )
+    with atomic_path(target) as temporary, rasterio.open(temporary, "w", **profile) as out:
+        for _, window in out.block_windows(1):
+            inside = polygons.iloc[polygons.sindex.query(_outline(out, window), "intersects")]
+            block = np.zeros((window.height, window.width), np.uint8)
+            if len(inside):
+                rasterize(
+                    inside, out=block, transform=out.window_transform(window), default_value=changed
+                )
+            out.write(block, 1, window=window)
+
+
+def _outline(image: rasterio.io.DatasetReader, window: Window) -> shapely.Polygon:
+    """The window's corners in the coordinates of the raster, rotated grids included."""
+    left, top = window.col_off, window.row_off
+    right, bottom = left + window.width, top + window.height
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    return shapely.Polygon([image.transform @ corner for corner in corners])
+
+
+def _polygons(vector: Path, grid: Path, crs: rasterio.crs.CRS | None) -> geopandas.GeoSeries:
+    """Read the polygons of a vector file in the given coordinate reference system."""
+    try:
+        layers = geopandas.list_layers(vector)["name"].tolist()
+        if len(layers) != 1:
+            raise DataError(
+                f"holds {len(layers)} layers ({', '.join(layers)})",
+                where=vector,
+                mend="keep only the layer of changed areas",
+            )
+        shapes = geopandas.read_file(vector, columns=[]).geometry
+    except (RuntimeError, AttributeError) as error:
+        raise DataError(
+            f"neither a raster nor a vector file that GDAL reads ({error})",
+            where=vector,
+            mend="give a label raster, or polygons as GeoPackage, GeoJSON or Shapefile",
+        ) from error
+    shapes = shapes[~(shapes.isna() | shapes.is_empty)]
+    other = set(shapes.geom_type) - {"Polygon", "MultiPolygon"}
+    if other:
+        raise DataError(
+            f"holds {', '.join(sorted(other))} geometry where changed areas are expected",
+            where=vector,
+            mend="keep polygons only",
+        )
+    if (shapes.crs is None) != (crs is None):
+        lacking = vector if shapes.crs is None else grid
+        raise GridMismatchError(
+            f"has no coordinate reference system, but {grid if lacking == vector else vector} has",
+            where=lacking,
+            mend="assign the reference system, for example with ogr2ogr -a_srs or rio edit-info",
+        )
+    if crs is not None:
+        shapes = shapes.to_crs(crs.to_wkt())
+    if not np.isfinite(shapes.total_bounds).all() and len(shapes):
+        raise GridMismatchError(
+            f"has coordinates that do not exist in the reference system of {grid}",
+            where=vector,
+            mend="check the coordinate reference system of both files",
+        )
+    return shapes.make_valid()
