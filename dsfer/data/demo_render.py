@@ -1,0 +1,334 @@
+"""A small renderer of ground seen from above: surface model and reflectance, sun, camera.
+
+Everything is drawn twice as fine as the finished image, on a canvas with a margin, so that edges
+are anti-aliased and a tree outside the image still casts its shadow into it.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import ArrayLike, NDArray
+from rasterio.features import rasterize
+from rasterio.transform import Affine
+from scipy import ndimage
+from shapely.geometry.base import BaseGeometry
+
+SCALE = 2  # canvas pixels per image pixel
+MARGIN = 24  # image pixels around the image
+GAMMA = 2.2
+
+Array = NDArray[np.float32]
+Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A flat piece of ground: colour as seen on a screen (0-255) and strength of its grain."""
+
+    shape: BaseGeometry
+    colour: Colour
+    grain: float = 0.06
+
+
+@dataclass(frozen=True)
+class Roof:
+    """One rectangular roof; a house is the union of several.
+
+    Attributes:
+        centre: x and y, image pixels.
+        angle: direction of the long axis, radians.
+        half: half length and half width, image pixels.
+        eave: height of the eave, image pixels.
+        pitch: rise over run; 0 is flat.
+        gable: two faces instead of four.
+        colour: as seen on a screen, 0-255.
+        building: which building it belongs to, from 1; 0 for what is none (a parked car).
+    """
+
+    centre: tuple[float, float]
+    angle: float
+    half: tuple[float, float]
+    eave: float
+    pitch: float
+    gable: bool
+    colour: Colour
+    building: int
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A crown: centre, radius and height in image pixels, colour on a screen (0-255)."""
+
+    x: float
+    y: float
+    radius: float
+    height: float
+    colour: Colour
+
+
+@dataclass(frozen=True)
+class Light:
+    """Sun, sky and camera of one date.
+
+    Attributes:
+        azimuth: direction the shadows fall to, radians in image coordinates.
+        elevation: of the sun, radians.
+        sky: share of the light that reaches the shadow.
+        gain: factor on each channel, shape (3,).
+        haze: added to each channel, shape (3,), 0-1.
+        contrast: exponent of the tone curve.
+        blur: standard deviation of the point spread, image pixels.
+        noise: standard deviation of the sensor noise, grey values.
+    """
+
+    azimuth: float
+    elevation: float
+    sky: float
+    gain: Array
+    haze: Array
+    contrast: float
+    blur: float
+    noise: float
+
+
+def linear(colour: ArrayLike) -> Array:
+    """Reflectance of a colour given as on a screen (0-255)."""
+    return ((np.asarray(colour, np.float32) / 255) ** GAMMA).astype(np.float32)
+
+
+def noise_field(rng: Generator, side: int, cell: float) -> Array:
+    """Smooth noise of shape (side, side), about zero mean and unit variance.
+
+    Args:
+        rng: source of the values.
+        side: pixels.
+        cell: pixels from one random value to the next.
+    """
+    knots = rng.standard_normal((int(side / cell) + 3,) * 2, dtype=np.float32)
+    at = np.arange(side, dtype=np.float32) / np.float32(cell)
+    low = at.astype(np.intp)
+    share = at - low
+    share = share * share * (3 - 2 * share)
+    rows = knots[low] + (knots[low + 1] - knots[low]) * share[:, None]
+    left, right = rows[:, low], rows[:, low + 1]
+    field: Array = left + (right - left) * share
+    return field * np.float32(1.6)
+
+
+def fractal(rng: Generator, side: int, cells: tuple[float, ...], fall: float = 0.6) -> Array:
+    """Sum of noise fields, each finer one weaker by `fall`; unit variance."""
+    weights = np.array([fall**k for k in range(len(cells))])
+    weights /= np.sqrt((weights**2).sum())
+    total = np.zeros((side, side), np.float32)
+    for cell, weight in zip(cells, weights, strict=True):
+        total += np.float32(weight) * noise_field(rng, side, cell)
+    return total
+
+
+class Canvas:
+    """What one date looks like before the light falls on it.
+
+    Attributes:
+        side: pixels of the canvas.
+        albedo: reflectance, (side, side, 3).
+        height: of the surface above ground, canvas pixels, (side, side).
+        slope: dz/dx and dz/dy, (2, side, side).
+        building: which building covers the pixel, 0 for none, (side, side); trees do not hide it.
+        grain: fine noise of the ground, (side, side).
+    """
+
+    def __init__(self, ground: Array, grain: Array):
+        self.side = ground.shape[0]
+        self.albedo = ground
+        self.grain = grain
+        self.height = np.zeros(ground.shape[:2], np.float32)
+        self.slope = np.zeros((2, *ground.shape[:2]), np.float32)
+        self.building = np.zeros(ground.shape[:2], np.int16)
+
+    @staticmethod
+    def side_of(size: int) -> int:
+        """Side of the canvas for an image of `size` pixels."""
+        return SCALE * (size + 2 * MARGIN)
+
+    def mask(self, shapes: list[tuple[BaseGeometry, int]]) -> NDArray[np.int16]:
+        """Burn numbers into a raster of the canvas; later shapes win."""
+        shapes = [(shape, value) for shape, value in shapes if not shape.is_empty]
+        if not shapes:
+            return np.zeros((self.side, self.side), np.int16)
+        grid = Affine(1 / SCALE, 0, -MARGIN, 0, 1 / SCALE, -MARGIN)
+        burnt: NDArray[np.int16] = rasterize(
+            shapes, out_shape=(self.side, self.side), transform=grid, dtype=np.int16
+        )
+        return burnt
+
+    def paint(self, patches: list[Patch]) -> None:
+        """Colour the ground."""
+        number = self.mask([(patch.shape, k) for k, patch in enumerate(patches, 1)])
+        where = np.nonzero(number)
+        which = number[where] - 1
+        if not which.size:
+            return
+        colours = linear(np.array([patch.colour for patch in patches], np.float32))
+        grains = np.array([patch.grain for patch in patches], np.float32)
+        texture = 1 + grains[which] * self.grain[where]
+        self.albedo[where] = colours[which] * texture[:, None]
+
+    def raise_walls(self, shapes: list[BaseGeometry], height: float) -> None:
+        """Lift thin things (fences) so that they cast a shadow; height in image pixels."""
+        where = self.mask([(shape, 1) for shape in shapes]) > 0
+        self.height[where] = height * SCALE
+
+    def add_roof(self, roof: Roof) -> None:
+        """Put a roof where it is higher than what is there."""
+        cx, cy = (np.array(roof.centre) + MARGIN) * SCALE
+        length, width = np.array(roof.half) * SCALE
+        reach = float(np.hypot(length, width)) + 1
+        window = self._window(cx, cy, reach)
+        if window is None:
+            return
+        rows, cols, y, x = window
+        cos, sin = np.cos(roof.angle), np.sin(roof.angle)
+        along, across = x * cos + y * sin, y * cos - x * sin
+        to_end, to_side = length - np.abs(along), width - np.abs(across)
+        inside = (to_end > 0) & (to_side > 0)
+        hip = (to_end < to_side) & (not roof.gable)
+        rise = roof.pitch * np.where(hip, to_end, to_side)
+        z = np.float32(roof.eave * SCALE) + rise
+        if roof.building:
+            self.building[rows, cols][inside] = roof.building
+        top = inside & (z > self.height[rows, cols])
+        down_along = -np.sign(along) * hip * roof.pitch
+        down_across = -np.sign(across) * ~hip * roof.pitch
+        self.height[rows, cols][top] = z[top]
+        self.slope[0, rows, cols][top] = (down_along * cos - down_across * sin)[top]
+        self.slope[1, rows, cols][top] = (down_along * sin + down_across * cos)[top]
+        courses = 0.03 * np.sin(np.where(hip, to_end, to_side) * 1.9) if roof.pitch else 0.0
+        texture = 1 + 0.06 * self.grain[rows, cols] + courses
+        self.albedo[rows, cols][top] = (linear(roof.colour) * texture[..., None])[top]
+
+    def add_tree(self, tree: Tree) -> None:
+        """Put a crown where it is higher than what is there."""
+        cx, cy = (tree.x + MARGIN) * SCALE, (tree.y + MARGIN) * SCALE
+        bank = _crowns(max(3, round(tree.radius * SCALE)))
+        crown = bank[int(cx * 7 + cy * 3) % len(bank)]
+        half = crown.shape[1] // 2
+        row, col = int(cy) - half, int(cx) - half
+        side = crown.shape[1]
+        if row < 0 or col < 0 or row + side > self.side or col + side > self.side:
+            return
+        rows, cols = slice(row, row + side), slice(col, col + side)
+        dome, tone = crown[0], crown[1]
+        z = np.float32(tree.height * SCALE) * (0.45 + 0.55 * dome)
+        top = (dome > 0) & (z > self.height[rows, cols])
+        self.height[rows, cols][top] = z[top]
+        self.slope[0, rows, cols][top] = crown[2][top]
+        self.slope[1, rows, cols][top] = crown[3][top]
+        self.albedo[rows, cols][top] = (linear(tree.colour) * tone[..., None])[top]
+
+    def _window(
+        self, cx: float, cy: float, reach: float
+    ) -> tuple[slice, slice, Array, Array] | None:
+        """The part of the canvas within `reach` of a point, and the offsets from it."""
+        row0, row1 = max(0, int(cy - reach)), min(self.side, int(cy + reach) + 2)
+        col0, col1 = max(0, int(cx - reach)), min(self.side, int(cx + reach) + 2)
+        if row0 >= row1 or col0 >= col1:
+            return None
+        y = np.arange(row0, row1, dtype=np.float32)[:, None] + np.float32(0.5 - cy)
+        x = np.arange(col0, col1, dtype=np.float32)[None, :] + np.float32(0.5 - cx)
+        return slice(row0, row1), slice(col0, col1), y, x
+
+    def shine(self, light: Light) -> Array:
+        """Radiance of the sunlit scene, (side, side, 3), linear; flat white ground gives 1."""
+        toward = -np.array([np.cos(light.azimuth), np.sin(light.azimuth)])
+        lit = 1 - (self.slope[0] * toward[0] + self.slope[1] * toward[1]) / np.tan(light.elevation)
+        lit /= np.sqrt(1 + self.slope[0] ** 2 + self.slope[1] ** 2)
+        sun = np.clip(lit, 0, 1.6) * (1 - cast_shadow(self.height, light))
+        blue = np.array([0.92, 1.0, 1.15], np.float32) * np.float32(light.sky)
+        radiance: Array = self.albedo * (sun[..., None] * (1 - np.float32(light.sky)) + blue)
+        return radiance
+
+
+def cast_shadow(height: Array, light: Light) -> Array:
+    """Share of the sun that each pixel of a height map misses, 0-1, same shape.
+
+    A pixel lies in shadow when some pixel towards the sun is higher than the ray that reaches it.
+    The horizon is found by doubling the distance looked at, log2(longest shadow) passes.
+    """
+    step = np.array([np.sin(light.azimuth), np.cos(light.azimuth)])
+    fall = np.tan(light.elevation)
+    longest = max(2.0, float(height.max()) / fall)
+    horizon = _moved(height, step) - np.float32(fall)
+    reach = 1
+    while reach < longest:
+        further = _moved(horizon, step * reach) - np.float32(fall * reach)
+        horizon = np.maximum(horizon, further)
+        reach *= 2
+    shadow: Array = np.clip((horizon - height) / np.float32(1.5), 0, 1)
+    return shadow
+
+
+def _moved(image: Array, by: NDArray[np.float64]) -> Array:
+    """The image shifted by whole pixels (rows, columns), zero where nothing comes in."""
+    rows, cols = (round(float(value)) for value in by)
+    moved = np.zeros_like(image)
+    high, wide = image.shape
+    moved[max(rows, 0) : high + min(rows, 0), max(cols, 0) : wide + min(cols, 0)] = image[
+        max(-rows, 0) : high + min(-rows, 0), max(-cols, 0) : wide + min(-cols, 0)
+    ]
+    return moved
+
+
+def expose(
+    radiance: Array, light: Light, warp: NDArray[np.float64], rng: Generator
+) -> NDArray[np.uint8]:
+    """What the camera records.
+
+    Args:
+        radiance: canvas, (side, side, 3), linear.
+        light: tone, blur and noise.
+        warp: (2, 3), takes a (row, column) of the image to that of the ground seen there.
+        rng: source of the noise.
+
+    Returns:
+        Image of shape (size, size, 3).
+    """
+    size = radiance.shape[0] // SCALE - 2 * MARGIN
+    matrix = warp[:, :2] * SCALE
+    # The centre of image pixel i is at i + 1/2; canvas pixels count from their centres.
+    offset = (warp[:, :2] @ [0.5, 0.5] + warp[:, 2] + MARGIN) * SCALE - 0.5
+    seen = np.empty((size, size, 3), np.float32)
+    for band in range(3):
+        soft = ndimage.gaussian_filter(radiance[..., band], light.blur * SCALE, truncate=2.5)
+        ndimage.affine_transform(
+            soft, matrix, offset, seen[..., band].shape, seen[..., band], order=1
+        )
+    tone = (light.haze + light.gain * np.clip(seen, 0, None)) ** np.float32(light.contrast / GAMMA)
+    grey = 255 * tone + rng.standard_normal(tone.shape, dtype=np.float32) * np.float32(light.noise)
+    image: NDArray[np.uint8] = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    return image
+
+
+@cache
+def _crowns(radius: int) -> tuple[Array, ...]:
+    """Four crowns of a radius in canvas pixels: dome, tone, dz/dx, dz/dy, each (4, side, side)."""
+    crowns = []
+    for variant in range(4):
+        rng = np.random.default_rng([radius, variant])
+        side = 2 * (radius + 2) + 1
+        y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j].astype(np.float32) * (
+            side / 2 / radius
+        )
+        angle = np.arctan2(y, x)
+        lobes = sum(
+            rng.uniform(0.03, 0.09) * np.sin(k * angle + rng.uniform(0, 6)) for k in (2, 3, 5, 7)
+        )
+        clumps = fractal(rng, side, (max(2.0, radius / 2.2), max(1.5, radius / 5)), 0.8)
+        away = np.hypot(x, y) / (0.88 + lobes) + 0.06 * clumps
+        dome = np.where(away < 1, np.sqrt(np.clip(1 - away**2, 0.02, 1)), 0) * (1 + 0.08 * clumps)
+        slope_y, slope_x = np.gradient(dome * radius * 0.8)
+        slopes = np.clip(np.stack([slope_x, slope_y]), -1.2, 1.2)
+        tone = 1 + 0.22 * clumps
+        crowns.append(np.stack([dome, tone, *slopes]).astype(np.float32))
+    return tuple(crowns)
