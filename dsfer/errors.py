@@ -29,6 +29,11 @@ def _rebuild(
     return kind(problem, where=where, mend=mend)
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, without the essay that some append."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 class ConfigError(DsferError):
     """A parameter, recipe, model or data set name is unknown, of the wrong type or impossible."""
 

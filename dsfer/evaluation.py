@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dsfer.data.batches import BatchSource
 from dsfer.data.shards import TileShards
 from dsfer.data.transforms import normalise
-from dsfer.metrics import confusion_counts, counts_table, predicted_change
+from dsfer.metrics import confusion_counts, predicted_change
 from dsfer.models.output import ChangeOutput
 from dsfer.prediction import change_probability
 
@@ -29,24 +29,26 @@ class Inference:
     """How a network is run: where, how precisely, and what its input is normalised with.
 
     Attributes:
-        device: where the network lives.
-        mean: mean of each RGB band, 0 to 255.
+        mean: (3,) float tensor on the device that the network lives on, mean of each RGB band,
+            0 to 255.
         std: standard deviation likewise.
         precision: `bf16` runs the network under autocast.
         batch_size: pairs per forward pass.
     """
 
-    device: torch.device
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Tensor
+    std: Tensor
     precision: Precision = "float32"
     batch_size: int = 32
 
     def inputs(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised t1 and t2, (b, 3, h, w) float, of (b, 2, h, w, 3) uint8 on the device."""
-        mean = torch.tensor(self.mean, device=self.device)
-        std = torch.tensor(self.std, device=self.device)
-        return normalise(pairs, mean, std)
+        return normalise(pairs, self.mean, self.std)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return self.mean.device
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context that the forward pass runs in."""
@@ -121,26 +123,40 @@ def assemble_scene(tiles: TileShards, scene: str) -> tuple[np.ndarray, np.ndarra
     return pair, label
 
 
-def count_scenes(
-    model: nn.Module, tiles: TileShards, inference: Inference, *, overlap: int
-) -> pd.DataFrame:
-    """Confusion counts of every whole scene of a split (protocol `stitched`).
+class StitchedScene(NamedTuple):
+    """A whole scene of a split and what the network says of it.
 
-    Returns:
-        Table of counts with a row per scene; empty where no scene is whole.
+    Attributes:
+        scene: its id.
+        pair: (2, rows, cols, 3) uint8.
+        label: (rows, cols) uint8.
+        probability: (rows, cols) float32 of change.
     """
-    scenes = whole_scenes(tiles.manifest)
-    counts = []
-    for scene in scenes:
+
+    scene: str
+    pair: np.ndarray
+    label: np.ndarray
+    probability: np.ndarray
+
+
+def stitched_scenes(
+    model: nn.Module, tiles: TileShards, inference: Inference, *, overlap: int
+) -> Iterator[StitchedScene]:
+    """Predict every whole scene of a split with overlapping windows (protocol `stitched`).
+
+    Args:
+        model: the network.
+        tiles: the split; its tiles are put together again.
+        inference: how the network is run.
+        overlap: pixels that neighbouring windows share at least.
+
+    Yields:
+        One scene after the other; none where the split holds no scene as a whole.
+    """
+    for scene in whole_scenes(tiles.manifest):
         pair, label = assemble_scene(tiles, scene)
         probability = stitch(model, pair, inference, tile_size=tiles.tile_size, overlap=overlap)
-        counts.append(
-            confusion_counts(
-                torch.from_numpy(probability > 0.5)[None], torch.from_numpy(label)[None]
-            )
-        )
-    stacked = torch.cat(counts) if counts else torch.empty((0, 4), dtype=torch.int64)
-    return counts_table(scenes, scenes, stacked)
+        yield StitchedScene(scene, pair, label, probability)
 
 
 def stitch(
@@ -159,7 +175,11 @@ def stitch(
 
     model.eval()
     strips = change_probability(
-        pair.shape[1:3], read, predict,
-        tile_size=tile_size, overlap=overlap, batch_size=inference.batch_size,
+        pair.shape[1:3],
+        read,
+        predict,
+        tile_size=tile_size,
+        overlap=overlap,
+        batch_size=inference.batch_size,
     )
     return np.concatenate([strip for _, strip in strips])

@@ -4,23 +4,31 @@ A weights file carries, in its safetensors metadata, the schema version, the mod
 options it was built with and how its input is normalised, so that it needs nothing beside it.
 """
 
+import csv
 import json
 import pickle
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dsfer.errors import CheckpointError
+from dsfer.errors import CheckpointError, first_line
 from dsfer.files import atomic_path
 
 SCHEMA = 1
+
+# Released networks were fed (x - mean) / std of BGR pixels; these are the same figures as RGB.
+RELEASED_STATISTICS = {
+    "levir-cd": ((101.4625, 100.0701, 85.4457), (50.1835, 47.9116, 44.1588)),
+    "whu-cd": ((123.3417, 118.1207, 107.9191), (49.5432, 47.8814, 51.0839)),
+    "cdd": ((105.4610, 113.4304, 103.5061), (60.5640, 64.5690, 61.7836)),
+}
+"""Mean and standard deviation that each released checkpoint of Dsfer-Net was trained with."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError("no such file", where=path, mend="check the path") from error
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(
-            f"not a readable state dict of plain tensors ({str(error).splitlines()[0]})",
+            f"not a readable state dict of plain tensors ({first_line(error)})",
             where=path,
             mend="save it again as a state dict, or fetch it again",
         ) from error
@@ -140,33 +148,51 @@ def import_dsfer_net(source: Path, model: nn.Module) -> None:
     Raises:
         CheckpointError: an entry is missing, unknown or of another shape.
     """
-    table = released_entries()
+    entries = released_entries()
     states = read_state_dict(source)
-    expected = {
-        row.name: torch.Size(int(n) for n in row.shape.split("x") if n != "()")
-        for row in table.itertuples()
-    }
+    expected = {entry.name: entry.shape for entry in entries}
     _check_fit({key: value.shape for key, value in states.items()}, expected, source)
-    renamed = {row.ours: states[row.name] for row in table.itertuples()}
+    renamed = {entry.ours: states[entry.name] for entry in entries}
     first = "encoder.features.0.weight"
     renamed[first] = renamed[first].flip(1)
     model.load_state_dict(renamed)
 
 
-def released_entries() -> pd.DataFrame:
-    """Entries of the released Dsfer-Net state dict: its `name`, `shape`, and `ours`."""
-    source = files("dsfer") / "models" / "released_dsfer_net.tsv"
-    with source.open(encoding="utf-8") as file:
-        return pd.read_csv(file, sep="\t", dtype=str)
+def released_metadata(source: Path, dataset: str) -> Metadata:
+    """What a weights file says of a released checkpoint that was trained on `dataset`."""
+    mean, std = RELEASED_STATISTICS[dataset]
+    about = {"dataset": dataset, "recipe": "released", "imported_from": source.name}
+    return Metadata("dsfer-net", {}, mean, std, about)
+
+
+class ReleasedEntry(NamedTuple):
+    """One entry of the released state dict: its name and shape there, and its name in ours."""
+
+    name: str
+    shape: torch.Size
+    ours: str
+
+
+def released_entries() -> list[ReleasedEntry]:
+    """The 112 entries of the released Dsfer-Net state dict, in its order."""
+    table = files("dsfer.models") / "released_dsfer_net.tsv"
+    with table.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return [
+        ReleasedEntry(
+            row["name"],
+            torch.Size(int(side) for side in row["shape"].split("x") if side != "()"),
+            row["ours"],
+        )
+        for row in rows
+    ]
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in model.state_dict().items()}
 
 
-def _check_fit(
-    found: dict[str, torch.Size], expected: dict[str, torch.Size], where: Path
-) -> None:
+def _check_fit(found: dict[str, torch.Size], expected: dict[str, torch.Size], where: Path) -> None:
     missing = [key for key in expected if key not in found]
     unknown = [key for key in found if key not in expected]
     shaped = [

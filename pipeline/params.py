@@ -200,13 +200,11 @@ def resolve(params: Params) -> Settings:
         "split": split,
         "split_ratio": policy.ratio,
     }
-    chosen = {key: from_catalog[key] if given[key] is None else given[key] for key in from_catalog}
-    sources |= {
-        key: "catalog" if given[key] is None else "params.yaml" for key in from_catalog
+    chosen: dict[str, Any] = {
+        key: from_catalog[key] if given[key] is None else given[key] for key in from_catalog
     }
-    data = DataSettings(
-        entry=entry, source=params.source, split_seed=params.split_seed, **chosen
-    )
+    sources |= {key: "catalog" if given[key] is None else "params.yaml" for key in from_catalog}
+    data = DataSettings(entry=entry, source=params.source, split_seed=params.split_seed, **chosen)
     return Settings(params=params, data=data, recipe=recipe, sources=sources)
 
 

@@ -44,9 +44,7 @@ class FeatureRetrieval(nn.Module):
         super().__init__()
         self.beta = hopfield_dim**-0.5 if beta is None else beta
         self.norm: nn.LayerNorm | nn.GroupNorm = (
-            nn.LayerNorm((channels, side, side))
-            if norm == "volume"
-            else nn.GroupNorm(1, channels)
+            nn.LayerNorm((channels, side, side)) if norm == "volume" else nn.GroupNorm(1, channels)
         )
         self.query = nn.Linear(channels, hopfield_dim, bias=False)
         self.key = nn.Linear(channels, hopfield_dim, bias=False)

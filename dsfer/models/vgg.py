@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 from torchvision.models.vgg import make_layers
@@ -35,7 +34,7 @@ class VGG16Encoder(nn.Module):
         plan: list[str | int] = []
         for channels, (_, convolutions) in zip(self.channels, GROUPS, strict=True):
             plan += [channels] * convolutions + ["M"]
-        self.features = make_layers(plan[:-1])  # type: ignore[arg-type]
+        self.features = make_layers(plan[:-1])
         # A map is taken right before each pool, the deepest at the end.
         pools = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
         self._ends = (*pools, len(self.features))

@@ -1,0 +1,41 @@
+# make repro   create the environment and run the whole pipeline (dvc repro)
+# make test    create the environment and run the tests
+# make check   lint, format and types, as CI does
+#
+# CPU-only machine: make repro TORCH=cpu   (takes the CPU build of torch, some 5 GB less)
+
+PYTHON ?= python3
+TORCH ?= default
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+
+ifneq ($(TORCH),default)
+torch_backend := --torch-backend=$(TORCH)
+endif
+
+.PHONY: setup repro test check clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv -c constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(torch_backend) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pipeline.plots
+	touch $@
+
+repro: setup
+	dvc repro
+
+test: setup
+	pytest -n auto
+
+check: setup
+	ruff check
+	ruff format --check
+	mypy
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,62 @@
+"""The state of a training run on disk: everything that the next step depends on."""
+
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsfer.errors import CheckpointError, first_line
+from dsfer.files import atomic_path
+
+SCHEMA = 1
+
+log = logging.getLogger(__name__)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically, with the state of all random generators.
+
+    Args:
+        path: file to write.
+        state: tensors, numbers, strings and containers of them; `fingerprint` says which run it
+            belongs to.
+    """
+    random = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    with atomic_path(path) as temporary:
+        torch.save({**state, "schema": SCHEMA, "random": random}, temporary)
+
+
+def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Read a checkpoint and restore the random generators; None where there is none yet.
+
+    No pickled code is run.
+
+    Raises:
+        CheckpointError: it is damaged, of another schema, or of a run with other parameters.
+    """
+    if not path.exists():
+        return None
+    mend = "delete it to start this run anew"
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        problem = f"not a readable checkpoint ({first_line(error)})"
+        raise CheckpointError(problem, where=path, mend=mend) from error
+    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
+        found = state.get("schema") if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(
+            f"has schema {found}, this version reads schema {SCHEMA}", where=path, mend=mend
+        )
+    if state["fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"belongs to run {state['fingerprint']}, not to {fingerprint}", where=path, mend=mend
+        )
+    torch.set_rng_state(state["random"]["cpu"])
+    if torch.cuda.is_available() and "cuda" in state["random"]:
+        torch.cuda.set_rng_state(state["random"]["cuda"])
+    log.info("continuing from step %d of %s", state["step"], path)
+    return state

@@ -1,0 +1,354 @@
+"""Training: forward, loss, step; validate now and then; keep the best; continue after a kill."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from dsfer.checkpoint import load_checkpoint, save_checkpoint
+from dsfer.data.batches import Batch, BatchSource, Sampling, sample_order
+from dsfer.data.shards import TileShards
+from dsfer.data.transforms import apply_symmetries, draw_symmetries
+from dsfer.errors import LeakageError, TrainingError
+from dsfer.evaluation import Inference, count_tiles
+from dsfer.losses import ChangeLoss
+from dsfer.metrics import change_metrics, total_counts
+
+log = logging.getLogger(__name__)
+
+Schedule = Literal["linear", "poly", "cosine"]
+Record = dict[str, float]
+
+RECORDS_PER_VALIDATION = 5
+"""How often the running loss is read from the device between two validations."""
+
+SECONDS_BETWEEN_SAVES = 60
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train; see `pipeline/recipes.py` for where the values come from.
+
+    Attributes:
+        loss: loss of a batch.
+        lr: peak learning rate.
+        weight_decay: L2 penalty inside Adam's gradient.
+        schedule: shape of the learning rate over the steps.
+        schedule_iterations: step at which `linear`, `poly` and `cosine` reach 0.
+        warmup: steps of linear rise before the schedule's full rate.
+        iterations: steps to train.
+        batch_size: pairs per step.
+        sampling: order of the samples.
+        symmetries: paired flips and quarter turns.
+        ema: decay of the averaged weights, 0 for none.
+        validate_every: steps between validations.
+        seed: of sample order and symmetries.
+        compile: run the network through torch.compile.
+        in_memory: hold decoded tiles in memory, stream them, or None to decide by what is free.
+        workers: processes that read ahead when streaming.
+    """
+
+    loss: ChangeLoss
+    lr: float
+    weight_decay: float
+    schedule: Schedule
+    schedule_iterations: int
+    warmup: int
+    iterations: int
+    batch_size: int
+    sampling: Sampling
+    symmetries: bool
+    ema: float
+    validate_every: int
+    seed: int
+    compile: bool = False
+    in_memory: bool | None = None
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training leaves.
+
+    Attributes:
+        states: state dict of the best network on the validation split, on the CPU.
+        best: its record: step, val/F1, ...
+        history: all records in order.
+    """
+
+    states: dict[str, Tensor]
+    best: Record
+    history: list[Record]
+
+
+class Interrupted(Exception):  # noqa: N818 - no error: the run was asked to stop, and can go on
+    """Training was asked to stop and has saved its state."""
+
+
+def learning_rate(step: int, training: Training) -> float:
+    """Learning rate of a step, a pure function so that there is no scheduler state to restore.
+
+    `linear` and `poly` are the paper's and the released code's; the latter sets the rate after
+    step k from k, so that steps 0 and 1 share the first value.
+    """
+    n, k = training.schedule_iterations, step
+    if k < training.warmup:
+        return training.lr * (k + 1) / training.warmup
+    if training.schedule == "linear":
+        factor = 1 - k / n
+    elif training.schedule == "poly":
+        factor = (1 - max(k - 1, 0) / n) ** 0.9 if k <= n else 0.0
+    else:
+        progress = (k - training.warmup) / max(n - training.warmup, 1)
+        factor = 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+    return training.lr * max(factor, 0)
+
+
+class Trainer:
+    """One run: the network, its optimiser, its data, and where it saves its state.
+
+    Args:
+        model: the network, on the device of `inference`.
+        train: training split.
+        val: validation split, which chooses the weights that are kept.
+        training: how to train.
+        inference: device, precision and normalisation, also of validation.
+        checkpoint: file that holds the state of the run.
+        fingerprint: says which run it is; a checkpoint of another run is refused.
+
+    Raises:
+        LeakageError: a split other than train and val was given.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: TileShards,
+        val: TileShards,
+        training: Training,
+        inference: Inference,
+        *,
+        checkpoint: Path,
+        fingerprint: str,
+    ):
+        if (train.split, val.split) != ("train", "val"):
+            raise LeakageError(
+                f"training was given the splits {train.split!r} and {val.split!r}",
+                mend="give it 'train' and 'val'; the test split is for evaluation only",
+            )
+        self.training, self.inference = training, inference
+        self.checkpoint, self.fingerprint = checkpoint, fingerprint
+        device = inference.device
+        self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.forward: nn.Module = (
+            torch.compile(self.model) if training.compile else self.model  # type: ignore[assignment]
+        )
+        self.averaged = (
+            AveragedModel(
+                self.model,
+                multi_avg_fn=get_ema_multi_avg_fn(training.ema),  # type: ignore[no-untyped-call]
+                use_buffers=True,
+            )
+            if training.ema
+            else None
+        )
+        self.optimiser = torch.optim.Adam(
+            self.model.parameters(),
+            lr=training.lr,
+            weight_decay=training.weight_decay,
+            fused=device.type == "cuda",
+        )
+        self.train_source, self.val_source = (
+            BatchSource(tiles, device, in_memory=training.in_memory, workers=training.workers)
+            for tiles in (train, val)
+        )
+        self.step = 0
+        # Loss terms (total, cross entropy, dice) added up since the last record, on the device.
+        self.running = torch.zeros(3, device=device)
+        self.since_record = 0
+        self.history: list[Record] = []
+        self.best: Record = {}
+        self.best_states: dict[str, Tensor] = {}
+
+    def fit(
+        self,
+        *,
+        report: Callable[[Record], None] = lambda _record: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Trained:
+        """Train to the end, from where the checkpoint left off.
+
+        Args:
+            report: called with every record, those from before a restart included.
+            stop: asked after every step; True saves the state and raises Interrupted.
+
+        Raises:
+            TrainingError: the loss is not finite, or the device ran out of memory. The last good
+                state stays on disk.
+            CheckpointError: the checkpoint is damaged or of another run.
+            Interrupted: `stop` said so.
+        """
+        self._restore()
+        for record in self.history:
+            report(record)
+        try:
+            self._run(report, stop)
+        except torch.cuda.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the GPU ran out of memory with batch_size {self.training.batch_size}",
+                where="batch_size",
+                mend=f"try batch_size: {max(self.training.batch_size // 2, 1)}",
+            ) from error
+        return Trained(self.best_states, self.best, self.history)
+
+    def _run(self, report: Callable[[Record], None], stop: Callable[[], bool]) -> None:
+        saved = time.monotonic()
+        progress = tqdm(
+            total=self.training.iterations, initial=self.step, desc="training", unit="step"
+        )
+        with progress:
+            for batch in self._batches():
+                self.running += self._train_step(*batch)
+                self.step += 1
+                self.since_record += 1
+                progress.update()
+                if self._due():
+                    record = self._record()
+                    report(record)
+                    progress.set_postfix(
+                        loss=f"{record['train/loss']:.3f}", best_F1=f"{self.best_f1:.2f}"
+                    )
+                stopping = stop()
+                validated = self.step % self.training.validate_every == 0
+                if stopping or validated or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    self._save()
+                    saved = time.monotonic()
+                if stopping:
+                    raise Interrupted(f"stopped at step {self.step}; the next run goes on there")
+
+    @property
+    def best_f1(self) -> float:
+        """Best change-class F1 on the validation split so far, in percent; 0 before the first."""
+        return self.best.get("val/F1", 0.0)
+
+    def _due(self, *, validation: bool = False) -> bool:
+        """Whether a record (or a validation) is due after this step; both are at the last."""
+        every = self.training.validate_every
+        if not validation:
+            every = max(every // RECORDS_PER_VALIDATION, 1)
+        return self.step % every == 0 or self.step == self.training.iterations
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches of the steps that are left."""
+        size = self.training.batch_size
+        order = sample_order(
+            len(self.train_source.tiles),
+            self.training.iterations * size,
+            seed=self.training.seed,
+            sampling=self.training.sampling,
+        )
+        return self.train_source.batches(order[self.step * size :], size)
+
+    def _train_step(self, pairs: Tensor, labels: Tensor) -> Tensor:
+        """One step of the optimiser; returns the loss terms (3,) on the device."""
+        if self.training.symmetries:
+            drawn = draw_symmetries(len(pairs), seed=self.training.seed, step=self.step)
+            pairs, labels = apply_symmetries(
+                pairs, labels, drawn.to(pairs.device, non_blocking=True)
+            )
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.step, self.training)
+        self.model.train()
+        with self.inference.autocast():
+            output = self.forward(*self.inference.inputs(pairs))
+        terms = self.training.loss(output, labels)
+        self.optimiser.zero_grad(set_to_none=True)
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+        return torch.stack(terms).detach()
+
+    def _record(self) -> Record:
+        """Close the running mean of the loss, validate if it is time, and note both."""
+        total, ce, dice = self._finite_losses()
+        record = {
+            "step": float(self.step),
+            "train/loss": total,
+            "train/ce": ce,
+            "train/dice": dice,
+            "lr": learning_rate(self.step - 1, self.training),
+        }
+        if self._due(validation=True):
+            record |= self._validate()
+        self.history.append(record)
+        self.running.zero_()
+        self.since_record = 0
+        return record
+
+    def _finite_losses(self) -> list[float]:
+        """Mean loss terms since the last record; only here and in validation is the device read."""
+        losses: list[float] = (self.running / max(self.since_record, 1)).tolist()
+        if not math.isfinite(losses[0]):
+            raise TrainingError(
+                f"the loss is {losses[0]} at step {self.step}",
+                where="lr",
+                mend=f"try a smaller learning rate than {self.training.lr}, or precision: float32; "
+                "the last good state is kept",
+            )
+        return losses
+
+    def _validate(self) -> Record:
+        """Metrics of the validation split, in percent; keeps the weights if F1 is the best."""
+        model = self.model if self.averaged is None else self.averaged.module
+        counts, _ = count_tiles(model, self.val_source, self.inference)
+        metrics = change_metrics(total_counts(counts))
+        # F1 is undefined while nothing is predicted on a split without change: that is no best.
+        f1 = metrics["F1"] if math.isfinite(metrics["F1"]) else 0.0
+        record = {f"val/{name}": metrics[name] for name in ("P", "R", "IoU")} | {"val/F1": f1}
+        if not self.best or f1 > self.best["val/F1"]:
+            self.best = {"step": float(self.step), **record}
+            self.best_states = {
+                key: value.detach().cpu().clone() for key, value in model.state_dict().items()
+            }
+        return record
+
+    def _save(self) -> None:
+        self._finite_losses()  # a state that is lost must not replace a good one
+        save_checkpoint(
+            self.checkpoint,
+            {
+                "fingerprint": self.fingerprint,
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "averaged": None if self.averaged is None else self.averaged.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "running": self.running,
+                "since_record": self.since_record,
+                "history": self.history,
+                "best": self.best,
+                "best_states": self.best_states,
+            },
+        )
+
+    def _restore(self) -> None:
+        state = load_checkpoint(self.checkpoint, self.fingerprint)
+        if state is None:
+            return
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.running.copy_(state["running"])
+        self.since_record = state["since_record"]
+        self.history, self.best = state["history"], state["best"]
+        self.best_states = state["best_states"]

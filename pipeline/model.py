@@ -1,0 +1,112 @@
+"""From settings to a network, its losses and its device: what training and evaluation share."""
+
+import torch
+from torch import nn
+
+import dsfer
+from dsfer.data.shards import TileShards
+from dsfer.errors import ConfigError, DataError
+from dsfer.evaluation import Inference, Precision
+from dsfer.losses import ChangeLoss
+from dsfer.training import Training
+from pipeline.params import Settings
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `device` in params.yaml asks for; `auto` takes a GPU where there is one.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "'cuda' was asked for, and torch sees no GPU",
+            where="device",
+            mend="set device: auto or cpu, or install a torch build for your GPU",
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def describe_device(device: torch.device) -> str:
+    """The device as numbers are stamped with: the GPU's name, or `cpu` with its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def build_network(settings: Settings) -> nn.Module:
+    """The network to train, from ImageNet weights or from scratch as the recipe says."""
+    pretrained = settings.recipe.pretrained
+    torch.manual_seed(settings.params.seed)
+    return dsfer.create_model(
+        settings.params.model,
+        pretrained={"none": False, "imagenet": True}.get(pretrained, pretrained),
+        **settings.model_options,
+    )
+
+
+def input_statistics(settings: Settings, tiles: TileShards) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each RGB band: published, else of the training split."""
+    entry = settings.data.entry
+    return torch.tensor(entry.mean or tiles.mean), torch.tensor(entry.std or tiles.std)
+
+
+def build_inference(
+    settings: Settings, mean: torch.Tensor, std: torch.Tensor, device: torch.device
+) -> Inference:
+    """How the network is run on this device; bf16 only where the device computes in it."""
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    precision: Precision = settings.recipe.precision if has_bf16 else "float32"
+    return Inference(
+        mean.to(device), std.to(device), precision, batch_size=2 * settings.recipe.batch_size
+    )
+
+
+def build_training(settings: Settings, train: TileShards, device: torch.device) -> Training:
+    """Training as the resolved recipe says."""
+    recipe, params = settings.recipe, settings.params
+    return Training(
+        loss=ChangeLoss(
+            recipe.lambda_, class_weights(settings, train), recipe.cross_entropy, recipe.dice
+        ),
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        schedule=recipe.schedule,
+        schedule_iterations=recipe.schedule_iterations or recipe.iterations,
+        warmup=recipe.warmup,
+        iterations=recipe.iterations,
+        batch_size=recipe.batch_size,
+        sampling=recipe.sampling,
+        symmetries=recipe.symmetries,
+        ema=recipe.ema,
+        validate_every=recipe.validate_every,
+        seed=params.seed,
+        compile=device.type == "cuda" if params.compile is None else params.compile,
+        in_memory=params.in_memory,
+        workers=params.workers,
+    )
+
+
+def class_weights(settings: Settings, train: TileShards) -> tuple[float, float]:
+    """Weights (w0, w1) of unchanged and changed pixels, inverse to their frequency.
+
+    The published figures belong to the published split; any other split has its own.
+
+    Raises:
+        DataError: the training split shows no change.
+    """
+    if settings.recipe.class_weights == "none":
+        return 1.0, 1.0
+    entry = settings.data.entry
+    if entry.class_weights is not None and settings.data.split == entry.split.default:
+        return entry.class_weights
+    unchanged, changed = train.class_frequency
+    if not (unchanged and changed):
+        raise DataError(
+            f"all training pixels are {'un' if unchanged else ''}changed",
+            where=train.folder,
+            mend="choose another split seed or ratio, or label more scenes",
+        )
+    return 1 / unchanged, 1 / changed

@@ -1,0 +1,164 @@
+"""Evaluate the trained network on the test split, in both protocols."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import nn
+
+import dsfer
+from dsfer.baseline import counts as baseline_counts
+from dsfer.baseline import fit_threshold
+from dsfer.data.batches import BatchSource
+from dsfer.data.shards import TileShards
+from dsfer.evaluation import Inference, count_tiles, stitched_scenes
+from dsfer.figures import error_map, panel_strip
+from dsfer.files import atomic_path, write_json
+from dsfer.metrics import (
+    change_metrics,
+    confusion_counts,
+    counts_table,
+    f1_interval,
+    metric_columns,
+    predicted_change,
+    scene_table,
+)
+from dsfer.weights import read_metadata
+from pipeline.model import build_inference, choose_device, describe_device
+from pipeline.params import Settings, current_settings
+from pipeline.stages import run
+
+GALLERY = 12
+"""Tiles in each of the two galleries: the worst, and an even sample."""
+
+MAPS = 32
+"""Scenes of which an error map is written: those with the most wrong pixels."""
+
+
+def main() -> None:
+    """Run the stage."""
+    settings = current_settings()
+    test, train = (TileShards(settings.folder / "shards" / split) for split in ("test", "train"))
+    weights = settings.model_folder / "training" / "weights.safetensors"
+    out = settings.model_folder / "evaluation"
+    metadata = read_metadata(weights, model=settings.params.model)
+    device = choose_device(settings.params.device)
+    model = dsfer.create_model(settings.params.model, weights=weights)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    inference = build_inference(
+        settings, torch.tensor(metadata.mean), torch.tensor(metadata.std), device
+    )
+    tiles, rate = tile_counts(model, test, inference, settings)
+    stitched = stitched_counts(model, test, inference, settings, out)
+    threshold = fit_threshold(train[i] for i in range(len(train)))
+    baseline = baseline_counts((test[i] for i in range(len(test))), threshold)
+    write_galleries(model, test, inference, tiles, out)
+    write_table(tiles.assign(F1=metric_columns(tiles)["F1"]), out / "tiles.csv")
+    write_table(scene_table(tiles), out / "scenes.csv")
+    write_table(scene_table(stitched), out / "scenes_stitched.csv")
+    seed = settings.params.seed
+    whole = 0 < len(stitched) == tiles["scene"].nunique()
+    write_json(
+        out / "metrics.json",
+        {
+            "dataset": settings.params.dataset,
+            "model": settings.params.model,
+            "variant": settings.params.variant,
+            "recipe": settings.params.recipe,
+            "seed": seed,
+            "split_hash": test.split_hash,
+            "device": describe_device(device),
+            "iterations": settings.recipe.iterations,
+            "best_step": int(metadata.about["best"]["step"]),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "pairs_per_second": round(rate, 2),
+            "tiles": summary(tiles, seed),
+            "stitched": summary(stitched, seed) if whole else None,
+            "stitched_note": "" if whole else "the test split does not hold its scenes as a whole",
+            "baseline": finite(change_metrics(baseline)) | {"threshold": threshold},
+        },
+    )
+
+
+def tile_counts(
+    model: nn.Module, test: TileShards, inference: Inference, settings: Settings
+) -> tuple[pd.DataFrame, float]:
+    """Counts of every test tile, and pairs per second."""
+    params = settings.params
+    source = BatchSource(test, inference.device, in_memory=params.in_memory, workers=params.workers)
+    counts, rate = count_tiles(model, source, inference)
+    return counts_table(test.ids, test.manifest["scene"].tolist(), counts), rate
+
+
+def stitched_counts(
+    model: nn.Module, test: TileShards, inference: Inference, settings: Settings, out: Path
+) -> pd.DataFrame:
+    """Counts of every whole test scene; error maps of the worst are written to `maps/`."""
+    overlap = int(settings.params.overlap * test.tile_size)
+    scenes, rows, worst = [], [], []
+    for scene, _, label, probability in stitched_scenes(model, test, inference, overlap=overlap):
+        change = probability > 0.5
+        counts = confusion_counts(torch.from_numpy(change)[None], torch.from_numpy(label)[None])
+        scenes.append(scene)
+        rows.append(counts)
+        wrong = int(counts[0, 1] + counts[0, 2])
+        worst.append((wrong, scene, error_map(change.astype(np.uint8), label)))
+        worst = sorted(worst, key=lambda entry: -entry[0])[:MAPS]
+    (out / "maps").mkdir(parents=True, exist_ok=True)  # DVC expects it, also empty
+    for _, scene, colours in worst:
+        write_picture(Image.fromarray(colours), out / "maps" / f"{scene}.png")
+    stacked = torch.cat(rows) if rows else torch.empty((0, 4), dtype=torch.int64)
+    return counts_table(scenes, scenes, stacked)
+
+
+def write_galleries(
+    model: nn.Module, test: TileShards, inference: Inference, tiles: pd.DataFrame, out: Path
+) -> None:
+    """Write panels of the worst tiles (most wrong pixels first) and of an even sample."""
+    wrong = (tiles["fp"] + tiles["fn"]).to_numpy()
+    count = min(GALLERY, len(tiles))
+    galleries = {
+        "worst": np.argsort(-wrong, kind="stable")[:count],
+        "sample": np.linspace(0, len(tiles) - 1, count).round().astype(int),
+    }
+    model.eval()
+    for name, chosen in galleries.items():
+        for rank, index in enumerate(chosen.tolist()):
+            pair, label = test[index]
+            with torch.inference_mode(), inference.autocast():
+                batch = torch.from_numpy(pair)[None].to(inference.device)
+                output = model(*inference.inputs(batch))
+            change = predicted_change(output.logits)[0].cpu().numpy().astype(np.uint8)
+            strip = panel_strip(pair[0], pair[1], label, change)
+            write_picture(strip, out / "gallery" / name / f"{rank:02d}_{test.ids[index]}.png")
+
+
+def summary(table: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Metrics of a split with the bootstrap interval of F1 over its scenes, and n images."""
+    low, high = f1_interval(scene_table(table), seed=seed)
+    return finite(change_metrics(table) | {"F1_low": low, "F1_high": high}) | {"n": len(table)}
+
+
+def finite(values: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: a metric without a value is null."""
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, atomically."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.4f")
+
+
+def write_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG, atomically."""
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+if __name__ == "__main__":
+    run(main)

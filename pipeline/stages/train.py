@@ -1,0 +1,147 @@
+"""Train the network on the shards of the training split; continue where a killed run stopped."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from dvclive.live import Live
+
+from dsfer.data.shards import TileShards
+from dsfer.files import atomic_path, write_json
+from dsfer.training import Interrupted, Record, Trained, Trainer
+from dsfer.weights import Metadata, save_weights
+from pipeline.model import (
+    build_inference,
+    build_network,
+    build_training,
+    choose_device,
+    input_statistics,
+)
+from pipeline.params import Settings, current_settings
+from pipeline.stages import run
+
+MACHINE_KEYS = ("device", "compile", "in_memory", "workers", "overlap")
+"""Parameters that a run may be continued with other values of."""
+
+
+def main() -> None:
+    """Run the stage."""
+    settings = current_settings()
+    train, val = (TileShards(settings.folder / "shards" / split) for split in ("train", "val"))
+    out = settings.model_folder / "training"
+    out.mkdir(parents=True, exist_ok=True)
+    device = choose_device(settings.params.device)
+    mean, std = input_statistics(settings, train)
+    fingerprint = run_fingerprint(settings, train, val)
+    resume = resume_folder(fingerprint)
+    trainer = Trainer(
+        build_network(settings),
+        train,
+        val,
+        build_training(settings, train, device),
+        build_inference(settings, mean, std, device),
+        checkpoint=resume / "last.pt",
+        fingerprint=fingerprint,
+    )
+    # DVC versions the run itself; DVCLive only writes its metrics and plots.
+    with Live(str(out / "live"), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+        try:
+            trained = trainer.fit(report=live_reporter(live), stop=stop_on_signals())
+        except Interrupted as reason:
+            sys.exit(f"interrupted: {reason}")
+        for name, value in trained.best.items():
+            live.summary[f"best/{name.removeprefix('val/')}"] = value
+    write_outputs(settings, train, trained, trainer, out)
+    shutil.rmtree(resume)
+
+
+def run_fingerprint(settings: Settings, *splits: TileShards) -> str:
+    """Name of a run: 16 hex digits of its parameters, its data, and the code that trains.
+
+    A checkpoint is continued by the very run that wrote it and by no other.
+    """
+    values = {k: v for k, v in settings.resolved().items() if k not in MACHINE_KEYS}
+    code = Path(__file__).parents[2] / "dsfer"
+    sources = [code / "training.py", code / "losses.py", *sorted(code.glob("models/*.py"))]
+    parts = [
+        json.dumps(values, sort_keys=True),
+        *(tiles.split_hash + json.dumps(tiles.ids) for tiles in splits),
+        *(path.read_text(encoding="utf-8") for path in sources),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def resume_folder(fingerprint: str) -> Path:
+    """Where the run keeps its state: outside DVC's outputs, which DVC deletes before a stage.
+
+    Experiments run in a temporary copy of the project; DVC_ROOT then names the real one.
+    """
+    folder = Path(os.environ.get("DVC_ROOT", ".")) / ".dvc" / "tmp" / "resume" / fingerprint
+    folder.mkdir(parents=True, exist_ok=True)
+    for half_written in folder.glob(".tmp-*"):
+        half_written.unlink()
+    return folder
+
+
+def live_reporter(live: Live) -> Callable[[Record], None]:
+    """Log every record of the training to DVCLive, at its step."""
+
+    def report(record: Record) -> None:
+        live.step = int(record["step"])
+        for name, value in record.items():
+            if name != "step":
+                live.log_metric(name, value)
+        live.make_summary()  # metrics.json is current at every record
+
+    return report
+
+
+def stop_on_signals() -> Callable[[], bool]:
+    """A question that becomes true once the process is told to stop (Ctrl-C, SIGTERM)."""
+    received: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda signum, _frame: received.append(signum))
+    return lambda: bool(received)
+
+
+def write_outputs(
+    settings: Settings, train: TileShards, trained: Trained, trainer: Trainer, out: Path
+) -> None:
+    """Write weights, history and resolved parameters."""
+    inference = trainer.inference
+    metadata = Metadata(
+        model=settings.params.model,
+        options=settings.model_options,
+        mean=tuple(inference.mean.tolist()),
+        std=tuple(inference.std.tolist()),
+        about={
+            "dataset": settings.params.dataset,
+            "split_hash": train.split_hash,
+            "recipe": settings.params.recipe,
+            "seed": settings.params.seed,
+            "best": trained.best,
+        },
+    )
+    trainer.model.load_state_dict(trained.states)
+    save_weights(trainer.model, out / "weights.safetensors", metadata)
+    with atomic_path(out / "history.csv") as temporary:
+        pd.DataFrame(trained.history).to_csv(temporary, index=False)
+    write_json(
+        out / "settings.json",
+        {
+            "values": settings.resolved(),
+            "sources": {
+                key: settings.sources.get(key, "params.yaml") for key in settings.resolved()
+            },
+        },
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,94 @@
+"""Windows, blending and stitching: what goes in comes out, at any size."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsfer.prediction import blend_weights, change_probability, window_starts
+
+SIZES = st.integers(1, 60)
+TILES = st.tuples(st.integers(1, 24), st.integers(0, 23)).filter(lambda t: t[1] < t[0])
+
+
+@settings(max_examples=200, deadline=None)
+@given(SIZES, TILES)
+def test_windows_cover_everything_inside_and_share_the_overlap(length, tile):
+    size, overlap = tile
+    starts = window_starts(length, size, overlap)
+    covered = {pixel for start in starts for pixel in range(start, start + size)}
+    assert covered >= set(range(length))
+    assert starts == sorted(set(starts))
+    if length >= size:
+        assert starts[-1] + size == length
+    assert all(b - a <= size - overlap for a, b in zip(starts, starts[1:], strict=False))
+
+
+def identity_model(pair, **options):
+    """Stitch a 'network' whose probability is the red band of date 1."""
+
+    def read(top, left, size):
+        window = pair[:, top : top + size, left : left + size]
+        assert window.shape[1] and window.shape[2]
+        return window
+
+    def predict(windows):
+        return windows[:, 0, :, :, 0].astype(np.float32) / 255
+
+    return list(change_probability(pair.shape[1:3], read, predict, **options))
+
+
+@settings(max_examples=100, deadline=None)
+@given(SIZES, SIZES, TILES, st.integers(1, 5), st.integers(0, 99))
+def test_stitching_the_windows_gives_the_scene_back(rows, cols, tile, batch_size, seed):
+    pair = np.random.default_rng(seed).integers(0, 256, (2, rows, cols, 3), dtype=np.uint8)
+    strips = identity_model(pair, tile_size=tile[0], overlap=tile[1], batch_size=batch_size)
+    assert [top for top, _ in strips] == list(
+        np.cumsum([0] + [len(strip) for _, strip in strips])[:-1]
+    )
+    whole = np.concatenate([strip for _, strip in strips])
+    assert whole.dtype == np.float32
+    np.testing.assert_allclose(whole, pair[0, :, :, 0] / 255, atol=1e-6)
+
+
+def test_blending_is_the_weighted_mean_of_all_windows_over_a_pixel():
+    size, overlap, rows, cols = 8, 3, 19, 23
+    generator = np.random.default_rng(0)
+    outputs = {}
+
+    def read(top, left, size):
+        return np.full((2, size, size, 3), 0, dtype=np.uint8) + np.uint8(0)
+
+    def predict(windows):
+        return generator.random((len(windows), size, size)).astype(np.float32)
+
+    def remember(windows):
+        result = predict(windows)
+        for one in result:
+            outputs[len(outputs)] = one
+        return result
+
+    strips = change_probability(
+        (rows, cols), read, remember, tile_size=size, overlap=overlap, batch_size=2
+    )
+    found = np.concatenate([strip for _, strip in strips])
+    total, weight = np.zeros((rows, cols)), np.zeros((rows, cols))
+    corners = [
+        (top, left)
+        for top in window_starts(rows, size, overlap)
+        for left in window_starts(cols, size, overlap)
+    ]
+    weights = blend_weights(size, overlap).astype(np.float64)
+    for (top, left), output in zip(corners, outputs.values(), strict=True):
+        total[top : top + size, left : left + size] += weights * output
+        weight[top : top + size, left : left + size] += weights
+    np.testing.assert_allclose(found, total / weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 7])
+def test_weights_are_positive_symmetric_and_one_in_the_middle(overlap):
+    weights = blend_weights(16, overlap)
+    assert weights.min() > 0
+    assert weights.max() == 1
+    np.testing.assert_array_equal(weights, weights[::-1])
+    np.testing.assert_array_equal(weights, weights.T)
