@@ -148,13 +148,21 @@ def _draw(axes: Axes, history: pd.DataFrame, names: dict[str, str]) -> None:
         # Markers only where they do not melt into a band.
         every = max(1, len(measured) // 12)
         if len(measured):
-            axes.plot(*measured.to_numpy().T, **style, label=name, markersize=4, markevery=every)
+            axes.plot(
+                *measured.to_numpy().T,
+                **style,
+                label=name,
+                linewidth=1.3,
+                markersize=4,
+                markevery=every,
+            )
 
 
 def _mark_best(axes: Axes, history: pd.DataFrame) -> None:
     if "val/F1" not in history or history["val/F1"].isna().all():
         return
-    step, best = history.loc[history["val/F1"].idxmax(), ["step", "val/F1"]]
+    row = history.iloc[int(history["val/F1"].argmax())]
+    step, best = row["step"], row["val/F1"]
     axes.axvline(step, color="#888888", linewidth=0.8, zorder=0)
     axes.plot(
         *(step, best),

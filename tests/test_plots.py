@@ -1,8 +1,8 @@
 import pytest
-from pages import addresses
 
 from dsfer.errors import DataError
 from pipeline import plots
+from tests.pages import addresses
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,222 @@
+"""What one evaluated run left behind, read into typed objects for the report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dsfer.errors import DataError
+from dsfer.files import read_json
+
+SCENE_COLUMNS = ["scene", "tiles", "tp", "fp", "fn", "tn", "P", "R", "F1", "OA", "IoU"]
+TILE_COLUMNS = ["id", "scene", "tp", "fp", "fn", "tn", "F1"]
+
+Percent = float | None
+"""None and NaN both mean that a measure has no value, as recall has none where nothing changed."""
+
+
+class Stored(BaseModel):
+    """Base of what is read back: immutable; keys that the report does not use are let through."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Scores(Stored):
+    """Measures of the change class, in percent."""
+
+    P: Percent
+    R: Percent
+    F1: Percent
+    OA: Percent
+    IoU: Percent
+
+
+class ProtocolScores(Scores):
+    """Scores under one protocol.
+
+    Attributes:
+        F1_low: lower bound of the 95 % bootstrap interval of F1, over scenes.
+        F1_high: upper bound.
+        n: what was predicted one by one: tiles, or whole scenes.
+    """
+
+    F1_low: Percent
+    F1_high: Percent
+    n: int
+
+
+class BaselineScores(Scores):
+    """Scores of differencing and thresholding the two dates, isolated tiles.
+
+    Attributes:
+        threshold: difference from which a pixel counts as changed.
+    """
+
+    threshold: float
+
+
+class Metrics(Stored):
+    """`evaluation/metrics.json`.
+
+    Attributes:
+        best_step: iteration with the best validation F1; the weights are from there.
+        stitched: scores on whole scenes, or None where `stitched_note` says why not.
+        pairs_per_second: tiles through the network, data included.
+    """
+
+    dataset: str
+    model: str
+    variant: str | None
+    recipe: str
+    seed: int
+    split_hash: str
+    device: str
+    iterations: int
+    best_step: int
+    parameters: int
+    pairs_per_second: float
+    tiles: ProtocolScores
+    stitched: ProtocolScores | None
+    stitched_note: str
+    baseline: BaselineScores
+
+
+class Resolved(Stored):
+    """`training/settings.json`: every parameter, and which file or table its value comes from."""
+
+    values: dict[str, Any]
+    sources: dict[str, str]
+
+
+class SplitRecord(Stored):
+    """`split/split.json`, as far as the report needs it."""
+
+    hash: str
+    policy: str
+    counts: dict[str, int]
+
+
+class Finding(Stored):
+    """One expectation of the validation stage and how it came out."""
+
+    statement: str
+    status: Literal["pass", "warn", "fail"]
+    violations: int
+
+
+class Leak(Stored):
+    """How many of the `of` tiles of a later split one audit found in an earlier split."""
+
+    audit: str
+    earlier: str
+    later: str
+    tiles: int
+    of: int
+    severity: Literal["warn", "fail"]
+
+
+class Validation(Stored):
+    """`validation/validation.json`, as far as the report needs it."""
+
+    status: Literal["pass", "warn", "fail"]
+    findings: dict[str, list[Finding]]
+    leakage: list[Leak]
+
+
+Kind = TypeVar("Kind", bound=Stored)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the report shows of one run.
+
+    Attributes:
+        metrics: the headline numbers.
+        settings: the resolved parameters.
+        split: the split that they were measured on.
+        scenes: `SCENE_COLUMNS`, a row per scene of the test split.
+        tiles: `TILE_COLUMNS`, a row per tile of the test split.
+        history: the training log, see `dsfer.figures.training_curves`.
+        worst: five-panel strips of the tiles with the most errors, worst first.
+        sample: strips of tiles drawn without regard to their score.
+        validation: what the data set was checked for.
+    """
+
+    metrics: Metrics
+    settings: Resolved
+    split: SplitRecord
+    scenes: pd.DataFrame
+    tiles: pd.DataFrame
+    history: pd.DataFrame
+    worst: list[Path]
+    sample: list[Path]
+    validation: Validation
+
+
+def read_results(folder: Path, model: str) -> Results:
+    """Read the outputs of training, evaluation, split and validation.
+
+    Args:
+        folder: the data set's folder.
+        model: name of the model.
+
+    Raises:
+        DataError: something is missing, damaged, or belongs to another split.
+    """
+    evaluation = folder / "models" / model / "evaluation"
+    training = folder / "models" / model / "training"
+    metrics = _read(Metrics, evaluation / "metrics.json", "evaluate")
+    split = _read(SplitRecord, folder / "split" / "split.json", "split")
+    if metrics.split_hash != split.hash:
+        raise DataError(
+            f"measured on split {metrics.split_hash}, but the present split is {split.hash}",
+            where=evaluation / "metrics.json",
+            mend="run `dvc repro`",
+        )
+    return Results(
+        metrics=metrics,
+        settings=_read(Resolved, training / "settings.json", "train"),
+        split=split,
+        scenes=_table(evaluation / "scenes.csv", SCENE_COLUMNS, "evaluate"),
+        tiles=_table(evaluation / "tiles.csv", TILE_COLUMNS, "evaluate"),
+        history=_table(training / "history.csv", ["step"], "train"),
+        worst=_pictures(evaluation / "gallery" / "worst"),
+        sample=_pictures(evaluation / "gallery" / "sample"),
+        validation=_read(Validation, folder / "validation" / "validation.json", "validate"),
+    )
+
+
+def _read(kind: type[Kind], path: Path, stage: str) -> Kind:
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DataError(
+            f"{key or 'content'}: {first['msg']}", where=path, mend=f"run `dvc repro -f {stage}`"
+        ) from error
+
+
+def _table(path: Path, columns: list[str], stage: str) -> pd.DataFrame:
+    mend = f"run the {stage} stage"
+    try:
+        # Names may look like numbers ("0012"), or like no value at all ("NA").
+        text = dict.fromkeys(("id", "scene"), str)
+        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=["", "nan"])
+    except FileNotFoundError as error:
+        raise DataError("no such file", where=path, mend=mend) from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"not a readable table ({error})", where=path, mend=mend) from error
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise DataError(f"lacks the columns {', '.join(missing)}", where=path, mend=mend)
+    return table
+
+
+def _pictures(folder: Path) -> list[Path]:
+    pictures = sorted(folder.glob("*.png"))
+    if not pictures:
+        raise DataError("holds no .png", where=folder, mend="run the evaluate stage")
+    return pictures
