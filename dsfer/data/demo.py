@@ -15,17 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.transform import Affine
 
+from dsfer.data.demo_canvas import MARGIN, SCALE, Canvas, fractal, grain, linear
 from dsfer.data.demo_layout import lay_out
+from dsfer.data.demo_light import Light, expose, shine
 from dsfer.data.demo_plan import Style, View, plan
-from dsfer.data.demo_render import (
-    MARGIN,
-    SCALE,
-    Canvas,
-    Light,
-    expose,
-    fractal,
-    linear,
-)
 from dsfer.data.scenes import Scene
 from dsfer.errors import ConfigError
 from dsfer.files import atomic_path
@@ -85,7 +78,7 @@ def render_pair(seed: int, index: int, size: int) -> Pair:
         _draw(canvas, view)
     warps = np.eye(2, 3), _misregistration(rng, size)
     t1, t2 = (
-        expose(canvas.shine(light), light, warp, rng)
+        expose(shine(canvas, light), light, warp, rng)
         for canvas, light, warp in zip(canvases, (_light(rng), _light(rng)), warps, strict=True)
     )
     return t1, t2, _label(canvases)
@@ -118,22 +111,23 @@ def _write_tiff(path: Path, pixels: NDArray[np.uint8], grid: Affine) -> None:
 def _style(rng: Generator) -> Style:
     """Season: from green to dry grass, from dark to olive leaves."""
     dry = rng.uniform(0, 1)
-    lawn = np.array([92, 104, 66]) * (1 - dry) + np.array([146, 130, 98]) * dry
+    lawn = np.array([88, 98, 68]) * (1 - dry) + np.array([146, 130, 98]) * dry
     leaf = np.array([50, 66, 42]) + rng.uniform(0, 1) * np.array([32, 20, 16])
     return Style(lawn, leaf, rng.uniform(112, 140))
 
 
 def _light(rng: Generator) -> Light:
     """Sun, exposure and haze of one date."""
-    gain = rng.uniform(0.75, 1.35) * rng.uniform([0.93, 0.97, 0.9], [1.07, 1.03, 1.06])
+    gain = rng.uniform(0.65, 1.35) * rng.uniform([0.93, 0.97, 0.9], [1.07, 1.03, 1.06])
     return Light(
         azimuth=rng.uniform(-0.75 * np.pi, -0.25 * np.pi),
         elevation=np.radians(rng.uniform(38, 62)),
-        sky=rng.uniform(0.2, 0.34),
+        sky=rng.uniform(0.14, 0.28),
         gain=gain.astype(np.float32),
         haze=(rng.uniform(0, 0.02) * np.array([0.9, 1, 1.1])).astype(np.float32),
         contrast=rng.uniform(0.92, 1.15),
-        blur=rng.uniform(0.4, 0.65),
+        blur=rng.uniform(0.35, 0.55),
+        sharpening=rng.uniform(0, 0.8),
         noise=rng.uniform(1.5, 3.5),
     )
 
@@ -142,16 +136,17 @@ def _ground(rng: Generator, size: int, styles: tuple[Style, Style]) -> tuple[Can
     """Rough grass with bare spots: the same ground at both dates, in each date's season."""
     side = Canvas.side_of(size)
     patches = fractal(rng, side, (220, 90, 36, 14), 0.75)
-    grain = fractal(rng, side, (9, 4.1, 1.7), 0.95)
+    fine = grain(rng, side)
+    mottle = fractal(rng, side, (36, 12), 0.9)
     soil = linear((160, 138, 110))
     canvases = []
     for style in styles:
-        own = fractal(rng, side, (160, 60, 24), 0.7)
+        own = fractal(rng, side, (160, 40), 0.8)
         rough = linear(style.lawn * rng.uniform(0.85, 1.0))
         bare = 1 / (1 + np.exp(-3 * (patches + 0.5 * own - rng.uniform(0.8, 2.0))))
-        tone = 1 + 0.14 * grain + 0.09 * patches + 0.1 * own
+        tone = 1 + 0.16 * fine + 0.09 * patches + 0.1 * own
         ground = rough + (soil - rough) * bare[..., None]
-        canvases.append(Canvas((ground * tone[..., None]).astype(np.float32), grain))
+        canvases.append(Canvas((ground * tone[..., None]).astype(np.float32), fine, mottle))
     return canvases[0], canvases[1]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from shapely import LineString, Point, Polygon, box, get_parts, prepare, union_all
+from shapely.affinity import translate
 from shapely.geometry.base import BaseGeometry
 
 ROAD_HALF_WIDTH = 9.0
@@ -47,7 +48,7 @@ class Layout:
     """The plan of one scene.
 
     Attributes:
-        streets: centre lines.
+        streets: centre lines; where two meet, the later one lies on top.
         roads: the paved area, one polygon per street, dead ends with a turning circle.
         lots: plots along the streets, row by row.
         wild: land without streets (may be empty).
@@ -88,22 +89,33 @@ def lay_out(rng: Generator, size: int) -> Layout:
         size: side of the image in pixels.
     """
     warp = Warp(rng, size)
-    wild = _wild_land(rng, size)
+    wild, outward = _wild_land(rng, size)
     reach = size * 0.75 + 80
-    lines: list[LineString] = []
+    through: list[LineString] = []
+    joining: list[LineString] = []
     lots: list[Lot] = []
     v = -reach
     previous_gap: list[float] = []
     while v < reach:
-        spacing = rng.uniform(136, 172)
-        lines.append(_curve(warp, (-reach, reach), (v, v)))
+        spacing = rng.uniform(148, 178)
+        through.append(_curve(warp, (-reach, reach), (v, v)))
         crossings = _crossings(rng, reach)
-        lines += [_curve(warp, (u, u), (v, v + spacing)) for u in crossings]
-        row = len(lines)
+        joining += [_curve(warp, (u, u), (v, v + spacing)) for u in crossings]
+        row = len(through)
         lots += _row(rng, warp, v, 1, spacing, crossings, reach, row)
         lots += _row(rng, warp, v, -1, spacing, previous_gap, reach, -row)
         previous_gap = crossings
         v += spacing
+    for _ in range(6):
+        layout = _cut(joining + through, lots, wild, size)
+        if sum(lot.shape.intersection(layout.frame).area for lot in layout.lots) > 0.36 * size**2:
+            break
+        wild = translate(wild, *(0.12 * size * outward))
+    return layout
+
+
+def _cut(lines: list[LineString], lots: list[Lot], wild: BaseGeometry, size: int) -> Layout:
+    """Take the wild land out of the streets and drop the lots that it or a road touches."""
     streets, roads = _pave(lines, wild, size)
     paved = union_all(roads).buffer(VERGE - 1) if roads else Polygon()
     prepare(paved)
@@ -145,7 +157,7 @@ def _row(
 ) -> list[Lot]:
     """The lots on one side of the street at `v`."""
     edge = v + side * (ROAD_HALF_WIDTH + VERGE)
-    back = v + side * (min(spacing, 150) / 2 - 0.5)
+    back = v + side * (min(spacing, 170) / 2 - 0.5)
     typical = rng.uniform(40, 50)
     lots, u = [], -reach
     while u < reach:
@@ -165,10 +177,8 @@ def _row(
     return lots
 
 
-def _wild_land(rng: Generator, size: int) -> BaseGeometry:
-    """A strip with a wavy edge at one side of the image; now and then none."""
-    if rng.random() < 0.1:
-        return Polygon()
+def _wild_land(rng: Generator, size: int) -> tuple[BaseGeometry, NDArray[np.float64]]:
+    """A strip with a wavy edge at one side of the image, and the direction away from its middle."""
     angle = rng.uniform(0, 2 * np.pi)
     normal, tangent = (
         np.array([np.cos(angle), np.sin(angle)]),
@@ -176,10 +186,10 @@ def _wild_land(rng: Generator, size: int) -> BaseGeometry:
     )
     along = np.linspace(-size, size, 40)
     wave = size * rng.uniform(0.03, 0.08) * np.sin(along / rng.uniform(50, 110) + rng.uniform(0, 6))
-    edge = size * rng.uniform(0.0, 0.3) + wave
+    edge = size * rng.uniform(0.02, 0.45) + wave
     inner = size / 2 + edge[:, None] * normal + along[:, None] * tangent
     outer = size / 2 + 2 * size * normal + along[::-1, None] * tangent
-    return Polygon(np.concatenate([inner, outer])).buffer(0)
+    return Polygon(np.concatenate([inner, outer])).buffer(0), normal
 
 
 def _pave(
@@ -191,7 +201,7 @@ def _pave(
     streets = [
         part
         for line in lines
-        for part in get_parts(line.difference(wild.buffer(24)).intersection(view))
+        for part in get_parts(line.difference(wild.buffer(16)).intersection(view))
         if isinstance(part, LineString) and part.length > 30
     ]
     roads = []

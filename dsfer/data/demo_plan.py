@@ -5,23 +5,26 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
-from shapely import LineString, MultiPoint, Point, Polygon, STRtree, box, points, union_all
+from shapely import LineString, MultiPoint, Point, STRtree, box, points, union_all
 from shapely.affinity import rotate
 from shapely.geometry.base import BaseGeometry
 
+from dsfer.data.demo_canvas import Colour, Patch, Roof, Tree
+from dsfer.data.demo_houses import House, build
 from dsfer.data.demo_layout import ROAD_HALF_WIDTH, Layout, Lot
-from dsfer.data.demo_render import Colour, Patch, Roof, Tree
 
-ROOFS: list[Colour] = [
-    (112, 106, 100), (92, 90, 90), (124, 108, 94), (104, 92, 82), (142, 124, 106),
-    (134, 96, 80), (128, 126, 124), (80, 76, 74),
-]  # fmt: skip
-FLAT_ROOFS: list[Colour] = [(206, 206, 202), (182, 180, 174), (150, 150, 150), (226, 226, 224)]
 SOILS: list[Colour] = [(172, 150, 120), (158, 130, 102), (186, 170, 144), (148, 126, 104)]
 CARS: list[Colour] = [
     (225, 225, 225), (40, 42, 46), (150, 152, 156), (130, 30, 30), (40, 60, 100), (200, 196, 184),
 ]  # fmt: skip
 CONCRETE: Colour = (176, 170, 158)
+
+
+# What happens to a lot -> whether its house stands at each date.
+STANDS = {
+    "house": (True, True), "grown": (True, True), "new": (False, True), "gone": (True, False),
+    "empty": (False, False), "cleared": (False, False), "seeded": (False, False),
+}  # fmt: skip
 
 
 @dataclass
@@ -45,14 +48,11 @@ LAND, LOT, CONCRETE_LAYER, KERB, ROAD, DETAIL = range(6)
 
 
 @dataclass(frozen=True)
-class House:
-    """The roofs of one building, its extension apart, and what belongs to it on the ground."""
+class Fate:
+    """What happens to a lot: a key of STANDS, and at which dates its soil is bare."""
 
-    roofs: list[Roof]
-    extension: list[Roof]
-    drive: Polygon
-    footprint: BaseGeometry
-    flat: bool = False
+    name: str
+    bare: tuple[bool, bool]
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,6 @@ class Style:
     asphalt: float
 
 
-def outline(roof: Roof) -> Polygon:
-    """The rectangle that a roof covers."""
-    (x, y), (a, b) = roof.centre, roof.half
-    return rotate(box(x - a, y - b, x + a, y + b), roof.angle, use_radians=True)
-
-
 def plan(rng: Generator, layout: Layout, styles: tuple[Style, Style]) -> tuple[View, View]:
     """Furnish the plan for two dates.
 
@@ -79,8 +73,7 @@ def plan(rng: Generator, layout: Layout, styles: tuple[Style, Style]) -> tuple[V
         styles: what vegetation and roads look like at the dates.
     """
     views = View(), View()
-    palette = [ROOFS[k] for k in rng.choice(len(ROOFS), 3, replace=False)]
-    homes = _houses(rng, layout, palette)
+    homes = build(rng, layout)
     fates = _fates(rng, layout, homes)
     _streets(rng, layout, styles, views)
     for (lot, house), fate in zip(homes, fates, strict=True):
@@ -92,103 +85,8 @@ def plan(rng: Generator, layout: Layout, styles: tuple[Style, Style]) -> tuple[V
     return views
 
 
-def _houses(rng: Generator, layout: Layout, palette: list[Colour]) -> list[tuple[Lot, House]]:
-    """One building per lot, now and then one flat hall over three lots."""
-    homes: list[tuple[Lot, House]] = []
-    lots = layout.lots
-    halls = rng.integers(0, 3)
-    k = 0
-    while k < len(lots):
-        three = lots[k : k + 3]
-        near = len({lot.row for lot in three}) == 1 and len(three) == 3
-        near = near and float(np.linalg.norm(three[2].front - three[0].front)) < 130
-        if halls and near and rng.random() < 0.12:
-            merged = _merge(three)
-            homes.append((merged, _hall(rng, merged, len(homes))))
-            halls -= 1
-            k += 3
-        else:
-            homes.append((lots[k], _house(rng, lots[k], palette, len(homes))))
-            k += 1
-    return homes
-
-
-def _merge(lots: list[Lot]) -> Lot:
-    first, middle = lots[0], lots[len(lots) // 2]
-    shape = union_all([lot.shape for lot in lots]).convex_hull
-    width = sum(lot.width for lot in lots)
-    return Lot(shape, middle.front, middle.along, middle.inward, width, first.depth, first.row)
-
-
-def _house(rng: Generator, lot: Lot, palette: list[Colour], index: int) -> House:
-    """A main roof with a garage wing to the street, a wing to the garden, and an extension."""
-    angle = float(np.arctan2(lot.along[1], lot.along[0]))
-    base = np.array(palette[rng.choice(len(palette), p=[0.6, 0.25, 0.15])])
-    colour = tuple(base * rng.uniform(0.9, 1.1))
-    width = min(lot.width - rng.uniform(7, 12), 40.0)
-    deep = rng.uniform(20, 27)
-    setback = rng.uniform(13, 19)
-    eave = float(rng.choice([5.5, 9.5], p=[0.7, 0.3]))
-    pitch = rng.uniform(0.45, 0.7)
-    gable = rng.random() < 0.3
-    turn = rng.uniform(-0.03, 0.03)
-
-    def part(sideways: float, depth: float, wide: float, long: float, number: int) -> Roof:
-        x, y = lot.place(sideways, depth)
-        half, direction = (wide / 2, long / 2), angle + turn
-        if long > wide:
-            half, direction = (long / 2, wide / 2), direction + np.pi / 2
-        return Roof((x, y), direction, half, eave, pitch, gable, colour, number)
-
-    mirror = rng.choice([-1, 1])
-    garage = rng.uniform(14, 18)
-    aside = mirror * (width / 2 - garage / 2)
-    middle = setback + 7 + deep / 2
-    number = 2 * index + 1
-    roofs = [
-        part(0, middle, width, deep, number),
-        part(aside, setback + garage / 2 + 2, garage, garage + 6, number),
-    ]
-    wing = rng.uniform(13, 20)
-    if rng.random() < 0.7:
-        sideways = rng.uniform(-1, 1) * (width - wing) / 2
-        roofs.append(part(sideways, middle + deep / 2 + 1, wing, rng.uniform(12, 20), number))
-    room = rng.uniform(15, 20)
-    far = -mirror * (width - room) / 2
-    extension = [part(far, middle + deep / 2 + 6, room, room + 2, number + 1)]
-    drive = Polygon(
-        [
-            lot.place(aside + e, d)
-            for e, d in ((-6, -6), (6, -6), (5.5, setback + 4), (-5.5, setback + 4))
-        ]
-    )
-    return House(roofs, extension, drive, union_all([outline(roof) for roof in roofs]))
-
-
-def _hall(rng: Generator, lot: Lot, index: int) -> House:
-    """A large flat roof with a parapet's worth of machinery, and a car park in front."""
-    angle = float(np.arctan2(lot.along[1], lot.along[0]))
-    colour = FLAT_ROOFS[rng.integers(len(FLAT_ROOFS))]
-    number = 2 * index + 1
-    half = (lot.width / 2 - rng.uniform(10, 18), rng.uniform(12, 15))
-    x, y = lot.place(0, lot.depth - half[1] - 6)
-    main = Roof((x, y), angle, half, 11, 0, True, colour, number)
-    boxes = []
-    for _ in range(rng.integers(3, 8)):
-        a, b = rng.uniform(-0.8, 0.8, 2) * half
-        at = (x + a * np.cos(angle) - b * np.sin(angle), y + a * np.sin(angle) + b * np.cos(angle))
-        size = rng.uniform(1, 2.4, 2)
-        boxes.append(Roof(at, angle, (size[0], size[1]), 13, 0, True, (165, 165, 165), number))
-    park = (lot.width / 2 - 6, lot.depth - 2 * half[1] - 12)
-    drive = Polygon(
-        [lot.place(s * park[0], d) for s, d in ((-1, 2), (1, 2), (1, park[1]), (-1, park[1]))]
-    )
-    drive = drive.union(Polygon([lot.place(s, d) for s, d in ((-9, -7), (9, -7), (9, 6), (-9, 6))]))
-    return House([main, *boxes], [], drive, outline(main), flat=True)
-
-
-def _fates(rng: Generator, layout: Layout, homes: list[tuple[Lot, House]]) -> list[str]:
-    """What happens to each lot: house, new, gone, grown, empty, cleared or seeded.
+def _fates(rng: Generator, layout: Layout, homes: list[tuple[Lot, House]]) -> list[Fate]:
+    """What happens to each lot.
 
     Changes gather around one place, as a development does, until they cover their share.
     """
@@ -217,7 +115,14 @@ def _fates(rng: Generator, layout: Layout, homes: list[tuple[Lot, House]]) -> li
             fate = "new"
         fates[k] = fate
         covered += area[k] if fate != "grown" else 200.0
-    return fates
+    return [Fate(name, _bare(rng, name)) for name in fates]
+
+
+def _bare(rng: Generator, fate: str) -> tuple[bool, bool]:
+    """At which dates the soil of a lot lies open."""
+    before = {"new": 0.5, "seeded": 1.0, "house": 0.08, "empty": 0.15}.get(fate, 0.0)
+    after = {"new": 0.35, "gone": 0.6, "cleared": 1.0, "house": 0.05, "empty": 0.15}.get(fate, 0.0)
+    return rng.random() < before, rng.random() < after
 
 
 def _streets(
@@ -235,51 +140,41 @@ def _streets(
             )
             view.ground[CONCRETE_LAYER].append(Patch(path, CONCRETE, 0.04))
             view.ground[KERB].append(Patch(road.buffer(0.9), (166, 162, 152), 0.03))
-            view.ground[ROAD].append(Patch(road, tint, 0.045))
+            view.ground[ROAD].append(Patch(road, tint, 0.045, 0.03))
 
 
 def _furnish(
     rng: Generator,
     lot: Lot,
     house: House,
-    fate: str,
+    fate: Fate,
     styles: tuple[Style, Style],
     views: tuple[View, View],
 ) -> None:
     """Put the lot's house, lawn, drive, fence and pool into the dates at which they are there."""
-    there = {
-        "new": (False, True),
-        "gone": (True, False),
-        "grown": (True, True),
-        "house": (True, True),
-    }
-    stands = there.get(fate, (False, False))
+    stands, bare = STANDS[fate.name], fate.bare
     soil = SOILS[rng.integers(len(SOILS))]
-    bare = {
-        "new": (rng.random() < 0.5, rng.random() < 0.3),
-        "gone": (False, rng.random() < 0.6),
-        "cleared": (False, True),
-        "seeded": (True, False),
-    }.get(fate, (False, False))
     watered = rng.uniform(-16, 16)
     fenced = rng.random() < 0.8
     pool = rng.random() < 0.13
     repaint = rng.uniform(0.9, 1.1) if rng.random() < 0.3 else 1.0
     for k, (style, view) in enumerate(zip(styles, views, strict=True)):
-        lawn = style.lawn + watered * np.array([-0.6, 0.5, -0.3]) + rng.uniform(-6, 6)
+        lawn = style.lawn + watered * np.array([-0.5, 0.35, -0.3]) + rng.uniform(-6, 6)
         if bare[k]:
             tint = tuple(np.array(soil) * rng.uniform(0.9, 1.08))
-            view.ground[LOT].append(Patch(lot.shape.buffer(2), tint, 0.16))
-        elif stands[k] or fate in ("empty", "cleared", "seeded"):
-            view.ground[LOT].append(Patch(lot.shape, tuple(lawn), 0.15))
+            view.ground[LOT].append(Patch(lot.shape.buffer(2), tint, 0.13, 0.16))
+        elif stands[k] or fate.name in ("empty", "cleared", "seeded"):
+            view.ground[LOT].append(Patch(lot.shape, tuple(lawn), 0.14, 0.07))
         if not stands[k]:
+            if bare[k]:
+                _building_site(rng, lot, house, view)
             continue
         view.ground[CONCRETE_LAYER].append(
             Patch(house.drive, (120, 120, 118) if house.flat else (188, 182, 170), 0.05)
         )
         factor = repaint if k else 1.0
         view.roofs += [_painted(roof, factor) for roof in house.roofs]
-        if fate == "grown" and k:
+        if fate.name == "grown" and k:
             view.roofs += [_painted(roof, factor) for roof in house.extension]
         if fenced and not house.flat:
             ring = lot.shape.exterior.buffer(0.45)
@@ -289,8 +184,21 @@ def _furnish(
             fence = ring.difference(front)
             view.fences.append(fence)
             view.ground[DETAIL].append(Patch(fence, (112, 96, 80), 0.1))
-        if pool and not house.flat and fate != "grown":
+        if pool and not house.flat and fate.name != "grown":
             _pool(rng, lot, view)
+
+
+def _building_site(rng: Generator, lot: Lot, house: House, view: View) -> None:
+    """Heaps and pallets on bare soil, sometimes a slab: no building yet, so never labelled."""
+    angle = float(np.arctan2(lot.along[1], lot.along[0]))
+    if rng.random() < 0.3:
+        view.ground[DETAIL].append(Patch(house.footprint, CONCRETE, 0.05))
+    for _ in range(rng.integers(2, 9)):
+        x, y = lot.place(*(rng.uniform(-0.42, 0.42) * lot.width, rng.uniform(0.1, 0.9) * lot.depth))
+        a, b, tone = *rng.uniform(0.6, 2.2, 2), rng.uniform(0.55, 1.25)
+        colour = (176 * tone, 164 * tone, 140 * tone)
+        turn = angle + rng.uniform(-0.5, 0.5)
+        view.roofs.append(Roof((x, y), turn, (a, b), rng.uniform(0.8, 2.4), 0, True, colour, 0))
 
 
 def _painted(roof: Roof, factor: float) -> Roof:
@@ -313,9 +221,10 @@ def _wild(
     rng: Generator, layout: Layout, styles: tuple[Style, Style], views: tuple[View, View]
 ) -> None:
     """Fields that are ploughed at one date, and a track through the land without streets."""
-    if layout.wild.is_empty:
+    land = layout.wild.intersection(layout.frame.buffer(40))
+    if land.is_empty:
         return
-    low_x, low_y, high_x, high_y = layout.wild.intersection(layout.frame.buffer(40)).bounds
+    low_x, low_y, high_x, high_y = land.bounds
     for _ in range(rng.integers(0, 4)):
         centre = rng.uniform((low_x, low_y), (high_x, high_y))
         a, b = rng.uniform(30, 75, 2)
@@ -328,7 +237,7 @@ def _wild(
                 tint = np.array(SOILS[rng.integers(len(SOILS))]) * rng.uniform(0.7, 0.95)
             else:
                 tint = style.lawn * rng.uniform(0.8, 1.25)
-            view.ground[LAND].append(Patch(shape, tuple(tint), 0.1))
+            view.ground[LAND].append(Patch(shape, tuple(tint), 0.12, 0.06))
     start, end = rng.uniform((low_x, low_y), (high_x, high_y), (2, 2))
     bow = (start + end) / 2 + rng.uniform(-40, 40, 2)
     t = np.linspace(-0.6, 1.6, 40)[:, None]
@@ -342,7 +251,7 @@ def _plant(
     rng: Generator,
     layout: Layout,
     homes: list[tuple[Lot, House]],
-    fates: list[str],
+    fates: list[Fate],
     styles: tuple[Style, Style],
     views: tuple[View, View],
 ) -> None:
@@ -368,31 +277,35 @@ def _plant(
     )
     garden = np.where(owner >= 0, 0.3 / (1 + np.exp(-2 * (grove - 1.2))), 0)
     chosen = (rng.random(len(spots)) < dense + garden) & ~paved.intersects(at)
-    blocked = [STRtree([h.footprint.union(h.drive) for _, h in homes])]
+    buildings = STRtree([house.footprint.union(house.drive) for _, house in homes])
     near = np.zeros(len(spots), bool)
-    near[np.unique(blocked[0].query(at, predicate="dwithin", distance=3.0)[0])] = True
+    near[buildings.query(at, predicate="dwithin", distance=3.0)[0]] = True
+    leaves = [_leaves(rng, style, len(spots)) for style in styles]
     for k in np.nonzero(chosen)[0]:
-        fate = fates[owner[k]] if owner[k] >= 0 else "wild"
+        fate = fates[owner[k]] if owner[k] >= 0 else None
         radius = float(np.clip(rng.gamma(7, 0.72), 2.2, 9.5)) * (1.0 if wild[k] else 0.9)
         height = radius * rng.uniform(1.2, 1.9) + 2
-        hue = rng.normal(0, 1)
-        for date, (style, view) in enumerate(zip(styles, views, strict=True)):
-            gone = {"new": date == 1, "gone": date == 0, "cleared": date == 1, "seeded": date == 0}
-            built = fate in ("house", "grown") or gone.get(fate, False)
-            if (near[k] and built) or (gone.get(fate, False) and rng.random() < 0.6):
+        for date, view in enumerate(views):
+            bare = fate is not None and fate.bare[date]
+            built = fate is not None and STANDS[fate.name][date]
+            if (near[k] and (built or bare)) or rng.random() < (0.6 if bare else 0.03):
                 continue
-            if rng.random() < 0.03:
-                continue
-            leaf = style.leaf * (1 + 0.12 * hue) + np.array([6, 3, 0]) * hue
             view.trees.append(
                 Tree(
                     float(spots[k, 0]),
                     float(spots[k, 1]),
                     radius * (1 + 0.06 * date),
                     height,
-                    tuple(np.clip(leaf, 8, 250)),
+                    leaves[date][k],
                 )
             )
+
+
+def _leaves(rng: Generator, style: Style, count: int) -> list[Colour]:
+    """A colour for each tree about the season's."""
+    hue = rng.normal(0, 1, (count, 1))
+    colours = style.leaf * (1 + 0.1 * hue) + np.array([5, 2, 0]) * hue
+    return [(r, g, b) for r, g, b in np.clip(colours, 8, 250).tolist()]
 
 
 def _park(rng: Generator, layout: Layout, homes: list[tuple[Lot, House]], view: View) -> None:

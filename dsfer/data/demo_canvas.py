@@ -1,4 +1,4 @@
-"""A small renderer of ground seen from above: surface model and reflectance, sun, camera.
+"""The canvas of the demo renderer: surface model and reflectance of ground seen from above.
 
 Everything is drawn twice as fine as the finished image, on a canvas with a margin, so that edges
 are anti-aliased and a tree outside the image still casts its shadow into it.
@@ -25,11 +25,12 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Patch:
-    """A flat piece of ground: colour as seen on a screen (0-255) and strength of its grain."""
+    """A flat piece of ground: colour as seen on a screen (0-255), strength of its texture."""
 
     shape: BaseGeometry
     colour: Colour
     grain: float = 0.06
+    mottle: float = 0.03
 
 
 @dataclass(frozen=True)
@@ -68,31 +69,6 @@ class Tree:
     colour: Colour
 
 
-@dataclass(frozen=True)
-class Light:
-    """Sun, sky and camera of one date.
-
-    Attributes:
-        azimuth: direction the shadows fall to, radians in image coordinates.
-        elevation: of the sun, radians.
-        sky: share of the light that reaches the shadow.
-        gain: factor on each channel, shape (3,).
-        haze: added to each channel, shape (3,), 0-1.
-        contrast: exponent of the tone curve.
-        blur: standard deviation of the point spread, image pixels.
-        noise: standard deviation of the sensor noise, grey values.
-    """
-
-    azimuth: float
-    elevation: float
-    sky: float
-    gain: Array
-    haze: Array
-    contrast: float
-    blur: float
-    noise: float
-
-
 def linear(colour: ArrayLike) -> Array:
     """Reflectance of a colour given as on a screen (0-255)."""
     return ((np.asarray(colour, np.float32) / 255) ** GAMMA).astype(np.float32)
@@ -111,10 +87,19 @@ def noise_field(rng: Generator, side: int, cell: float) -> Array:
     low = at.astype(np.intp)
     share = at - low
     share = share * share * (3 - 2 * share)
-    rows = knots[low] + (knots[low + 1] - knots[low]) * share[:, None]
-    left, right = rows[:, low], rows[:, low + 1]
-    field: Array = left + (right - left) * share
-    return field * np.float32(1.6)
+    cols = knots[:, low] + (knots[:, low + 1] - knots[:, low]) * share
+    field: Array = cols[low] + (cols[low + 1] - cols[low]) * share[:, None]
+    field *= np.float32(1.6)
+    return field
+
+
+def grain(rng: Generator, side: int) -> Array:
+    """The fine texture of grass and soil: filtered white noise, unit variance, (side, side)."""
+    white = rng.standard_normal((side, side), dtype=np.float32)
+    fine = ndimage.gaussian_filter(white, 0.9, truncate=2.5)
+    clumps = ndimage.gaussian_filter(white[::-1], 3.2, truncate=2.5)
+    texture: Array = 0.75 * fine / fine.std() + 0.66 * clumps / clumps.std()
+    return texture
 
 
 def fractal(rng: Generator, side: int, cells: tuple[float, ...], fall: float = 0.6) -> Array:
@@ -137,12 +122,14 @@ class Canvas:
         slope: dz/dx and dz/dy, (2, side, side).
         building: which building covers the pixel, 0 for none, (side, side); trees do not hide it.
         grain: fine noise of the ground, (side, side).
+        mottle: noise of a few metres, (side, side).
     """
 
-    def __init__(self, ground: Array, grain: Array):
+    def __init__(self, ground: Array, grain: Array, mottle: Array):
         self.side = ground.shape[0]
         self.albedo = ground
         self.grain = grain
+        self.mottle = mottle
         self.height = np.zeros(ground.shape[:2], np.float32)
         self.slope = np.zeros((2, *ground.shape[:2]), np.float32)
         self.building = np.zeros(ground.shape[:2], np.int16)
@@ -172,7 +159,8 @@ class Canvas:
             return
         colours = linear(np.array([patch.colour for patch in patches], np.float32))
         grains = np.array([patch.grain for patch in patches], np.float32)
-        texture = 1 + grains[which] * self.grain[where]
+        mottles = np.array([patch.mottle for patch in patches], np.float32)
+        texture = 1 + grains[which] * self.grain[where] + mottles[which] * self.mottle[where]
         self.albedo[where] = colours[which] * texture[:, None]
 
     def raise_walls(self, shapes: list[BaseGeometry], height: float) -> None:
@@ -197,15 +185,19 @@ class Canvas:
         rise = roof.pitch * np.where(hip, to_end, to_side)
         z = np.float32(roof.eave * SCALE) + rise
         if roof.building:
-            self.building[rows, cols][inside] = roof.building
+            ground = self.building[rows, cols]
+            ground[inside & (ground == 0)] = roof.building
         top = inside & (z > self.height[rows, cols])
         down_along = -np.sign(along) * hip * roof.pitch
         down_across = -np.sign(across) * ~hip * roof.pitch
         self.height[rows, cols][top] = z[top]
         self.slope[0, rows, cols][top] = (down_along * cos - down_across * sin)[top]
         self.slope[1, rows, cols][top] = (down_along * sin + down_across * cos)[top]
-        courses = 0.03 * np.sin(np.where(hip, to_end, to_side) * 1.9) if roof.pitch else 0.0
-        texture = 1 + 0.06 * self.grain[rows, cols] + courses
+        texture = 1 + 0.07 * self.grain[rows, cols] + 0.05 * self.mottle[rows, cols]
+        if roof.pitch:  # rows of shingles, and the lighter cap on ridge and hips
+            courses = np.where(hip, to_end, to_side)
+            ridge = np.minimum(np.abs(to_end - to_side) + 9 * roof.gable, np.abs(across))
+            texture += 0.03 * np.sin(courses * 1.9) + 0.12 * (ridge < 0.8)
         self.albedo[rows, cols][top] = (linear(roof.colour) * texture[..., None])[top]
 
     def add_tree(self, tree: Tree) -> None:
@@ -239,76 +231,6 @@ class Canvas:
         x = np.arange(col0, col1, dtype=np.float32)[None, :] + np.float32(0.5 - cx)
         return slice(row0, row1), slice(col0, col1), y, x
 
-    def shine(self, light: Light) -> Array:
-        """Radiance of the sunlit scene, (side, side, 3), linear; flat white ground gives 1."""
-        toward = -np.array([np.cos(light.azimuth), np.sin(light.azimuth)])
-        lit = 1 - (self.slope[0] * toward[0] + self.slope[1] * toward[1]) / np.tan(light.elevation)
-        lit /= np.sqrt(1 + self.slope[0] ** 2 + self.slope[1] ** 2)
-        sun = np.clip(lit, 0, 1.6) * (1 - cast_shadow(self.height, light))
-        blue = np.array([0.92, 1.0, 1.15], np.float32) * np.float32(light.sky)
-        radiance: Array = self.albedo * (sun[..., None] * (1 - np.float32(light.sky)) + blue)
-        return radiance
-
-
-def cast_shadow(height: Array, light: Light) -> Array:
-    """Share of the sun that each pixel of a height map misses, 0-1, same shape.
-
-    A pixel lies in shadow when some pixel towards the sun is higher than the ray that reaches it.
-    The horizon is found by doubling the distance looked at, log2(longest shadow) passes.
-    """
-    step = np.array([np.sin(light.azimuth), np.cos(light.azimuth)])
-    fall = np.tan(light.elevation)
-    longest = max(2.0, float(height.max()) / fall)
-    horizon = _moved(height, step) - np.float32(fall)
-    reach = 1
-    while reach < longest:
-        further = _moved(horizon, step * reach) - np.float32(fall * reach)
-        horizon = np.maximum(horizon, further)
-        reach *= 2
-    shadow: Array = np.clip((horizon - height) / np.float32(1.5), 0, 1)
-    return shadow
-
-
-def _moved(image: Array, by: NDArray[np.float64]) -> Array:
-    """The image shifted by whole pixels (rows, columns), zero where nothing comes in."""
-    rows, cols = (round(float(value)) for value in by)
-    moved = np.zeros_like(image)
-    high, wide = image.shape
-    moved[max(rows, 0) : high + min(rows, 0), max(cols, 0) : wide + min(cols, 0)] = image[
-        max(-rows, 0) : high + min(-rows, 0), max(-cols, 0) : wide + min(-cols, 0)
-    ]
-    return moved
-
-
-def expose(
-    radiance: Array, light: Light, warp: NDArray[np.float64], rng: Generator
-) -> NDArray[np.uint8]:
-    """What the camera records.
-
-    Args:
-        radiance: canvas, (side, side, 3), linear.
-        light: tone, blur and noise.
-        warp: (2, 3), takes a (row, column) of the image to that of the ground seen there.
-        rng: source of the noise.
-
-    Returns:
-        Image of shape (size, size, 3).
-    """
-    size = radiance.shape[0] // SCALE - 2 * MARGIN
-    matrix = warp[:, :2] * SCALE
-    # The centre of image pixel i is at i + 1/2; canvas pixels count from their centres.
-    offset = (warp[:, :2] @ [0.5, 0.5] + warp[:, 2] + MARGIN) * SCALE - 0.5
-    seen = np.empty((size, size, 3), np.float32)
-    for band in range(3):
-        soft = ndimage.gaussian_filter(radiance[..., band], light.blur * SCALE, truncate=2.5)
-        ndimage.affine_transform(
-            soft, matrix, offset, seen[..., band].shape, seen[..., band], order=1
-        )
-    tone = (light.haze + light.gain * np.clip(seen, 0, None)) ** np.float32(light.contrast / GAMMA)
-    grey = 255 * tone + rng.standard_normal(tone.shape, dtype=np.float32) * np.float32(light.noise)
-    image: NDArray[np.uint8] = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
-    return image
-
 
 @cache
 def _crowns(radius: int) -> tuple[Array, ...]:
@@ -322,13 +244,13 @@ def _crowns(radius: int) -> tuple[Array, ...]:
         )
         angle = np.arctan2(y, x)
         lobes = sum(
-            rng.uniform(0.03, 0.09) * np.sin(k * angle + rng.uniform(0, 6)) for k in (2, 3, 5, 7)
+            rng.uniform(0.04, 0.13) * np.sin(k * angle + rng.uniform(0, 6)) for k in (2, 3, 5, 7)
         )
         clumps = fractal(rng, side, (max(2.0, radius / 2.2), max(1.5, radius / 5)), 0.8)
         away = np.hypot(x, y) / (0.88 + lobes) + 0.06 * clumps
-        dome = np.where(away < 1, np.sqrt(np.clip(1 - away**2, 0.02, 1)), 0) * (1 + 0.08 * clumps)
+        dome = np.where(away < 1, np.sqrt(np.clip(1 - away**2, 0.02, 1)), 0) * (1 + 0.14 * clumps)
         slope_y, slope_x = np.gradient(dome * radius * 0.8)
         slopes = np.clip(np.stack([slope_x, slope_y]), -1.2, 1.2)
-        tone = 1 + 0.22 * clumps
+        tone = 1 + 0.3 * clumps
         crowns.append(np.stack([dome, tone, *slopes]).astype(np.float32))
     return tuple(crowns)
