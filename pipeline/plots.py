@@ -11,6 +11,7 @@ import vl_convert
 
 from dsfer.errors import DataError
 from dsfer.files import write_bytes
+from pipeline.stages import run
 
 TEMPLATE = Path(".dvc/plots-offline.html")
 
@@ -62,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
