@@ -68,17 +68,18 @@ class Release(Frozen):
 
     Attributes:
         archives: files that hold it; none for rendered or own imagery.
-        layout: name of the adapter in `dsfer.data.layouts` that finds its scenes.
+        layout: name of the adapter in `dsfer.data.layouts` that finds its scenes; None where the
+            scenes are rendered.
         fragments: how tiles are drawn, or None for the plain grid of windows.
     """
 
     archives: tuple[Archive, ...] = ()
-    layout: str
+    layout: str | None = None
     fragments: Fragments | None = None
 
     @model_validator(mode="after")
     def _layout_exists(self) -> Self:
-        if self.layout not in LAYOUTS:
+        if self.layout is not None and self.layout not in LAYOUTS:
             raise ValueError(f"unknown layout '{self.layout}'{did_you_mean(self.layout, LAYOUTS)}")
         return self
 

@@ -1,0 +1,93 @@
+"""Stage `download`: bring the imagery in and list its scenes in `raw/scenes.json`."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from dsfer.data.demo import render_scenes
+from dsfer.data.labels import label_rule
+from dsfer.data.layouts import LAYOUTS
+from dsfer.data.polygons import rasterise_labels
+from dsfer.data.scenes import Scene, write_scenes
+from dsfer.errors import DataError
+from pipeline.archives import unpack
+from pipeline.catalog import Demo, Release
+from pipeline.download import downloads_folder, fetch
+from pipeline.params import DataSettings, current_settings
+from pipeline.stages import run
+
+log = logging.getLogger(__name__)
+
+
+def acquire(data: DataSettings, raw: Path, downloads: Path) -> list[Scene]:
+    """Fill `raw` with a data set's imagery and the list of its scenes.
+
+    Published archives are fetched and unpacked, the demo is rendered, and a user's own imagery is
+    only listed where it lies (label polygons are drawn to `raw/labels`).
+
+    Args:
+        data: what to acquire.
+        raw: folder to build anew.
+        downloads: where the archives are kept.
+
+    Raises:
+        DownloadError: an archive cannot be had or unpacked.
+        DataError: the files do not form scenes, or the split policy wants a published split that
+            they do not have.
+    """
+    shutil.rmtree(raw, ignore_errors=True)
+    if data.entry.demo is not None:
+        scenes = render(data.entry.demo, raw)
+    elif data.release.archives:
+        scenes = unpack_release(data.release, raw, downloads)
+    else:
+        found = list_scenes(data.release, data.source)
+        scenes = rasterise_labels(found, raw / "labels", label_rule(data.label_rule).changed)
+    _check_published_split(data, scenes)
+    write_scenes(raw / "scenes.json", scenes)
+    log.info("%d scenes listed in %s", len(scenes), raw / "scenes.json")
+    return scenes
+
+
+def render(demo: Demo, raw: Path) -> list[Scene]:
+    """Render the demo's scenes into `raw`."""
+    return render_scenes(raw, seed=demo.seed, count=demo.count, size=demo.size)
+
+
+def unpack_release(release: Release, raw: Path, downloads: Path) -> list[Scene]:
+    """Fetch and unpack the archives of a release into `raw`, and find its scenes."""
+    for archive in release.archives:
+        path = fetch(archive, downloads)
+        log.info("unpacking %s", path)
+        unpack(path, archive.kind, raw / archive.into)
+    return list_scenes(release, raw)
+
+
+def list_scenes(release: Release, source: Path) -> list[Scene]:
+    """Find the scenes of a release below (or in the list) `source`."""
+    if release.layout is None:
+        raise DataError("has no layout to find scenes by", where="pipeline/catalog.yaml")
+    return LAYOUTS[release.layout](source)
+
+
+def _check_published_split(data: DataSettings, scenes: list[Scene]) -> None:
+    """Stop before the long stages if the policy needs a split that nobody published."""
+    needs_split = data.policy.method == "published" and data.release.fragments is None
+    if needs_split and any(scene.split is None for scene in scenes):
+        raise DataError(
+            f"the split policy '{data.split}' needs imagery that comes with a split, and "
+            f"'{next(scene.id for scene in scenes if scene.split is None)}' has none",
+            where=data.source,
+            mend="set split to scenes, random or spatial; or give the split by folders train, "
+            "val, test, by list/*.txt, or in the list's column split",
+        )
+
+
+def main() -> None:
+    """Run the stage for the data set of `params.yaml`."""
+    settings = current_settings()
+    acquire(settings.data, settings.folder / "raw", downloads_folder(settings.params.dataset))
+
+
+if __name__ == "__main__":
+    run(main)
