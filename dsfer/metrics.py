@@ -11,9 +11,6 @@ import pandas as pd
 import torch
 from scipy.stats import bootstrap
 from torch import Tensor
-from torchmetrics.functional.classification import binary_stat_scores
-
-from dsfer.data.manifest import IGNORE
 
 COUNTS = ["tp", "fp", "fn", "tn"]
 METRICS = ["P", "R", "F1", "OA", "IoU"]
@@ -29,14 +26,10 @@ def confusion_counts(predicted: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (b, 4) int64: tp, fp, fn, tn.
     """
-    scores = binary_stat_scores(
-        predicted.long(),
-        labels.long(),
-        multidim_average="samplewise",
-        ignore_index=IGNORE,
-        validate_args=False,  # the checks read values back and would stop the device
-    )  # b 5: tp, fp, tn, fn, support
-    return scores[:, [0, 1, 3, 2]]
+    changed, unchanged = labels == 1, labels == 0
+    said = predicted.bool()
+    outcomes = (said & changed, said & unchanged, ~said & changed, ~said & unchanged)
+    return torch.stack([outcome.sum(dim=(1, 2)) for outcome in outcomes], dim=1)
 
 
 def counts_table(ids: Sequence[str], scenes: Sequence[str], counts: Tensor) -> pd.DataFrame:
