@@ -1,0 +1,183 @@
+"""Validate a prepared data set: run the expectations, keep the result as JSON and as a page.
+
+`validation.json` holds (nothing in it depends on time or chance):
+
+    schema       1
+    dataset      key, title, licence, citation
+    split        hash, policy, seed, ratio as the split stage recorded them
+    as_published whether tile size, padding and ratio are the catalog's, so that its numbers apply
+    status       pass | warn | fail, the worst of all findings
+    findings     {tiles: [...], scenes: [...], splits: [...]}, see `pipeline.expectations.check`
+    leakage      a row per audit and pair of splits: audit, earlier, later, tiles, of, severity
+    pairs        {audit: first examples of id_a, split_a, id_b, split_b and how close}
+    splits       a row per split, see `pipeline.facts.split_facts`, with published numbers
+"""
+
+import json
+import logging
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from dsfer.data.labels import label_rule
+from dsfer.data.manifest import SPLITS
+from dsfer.errors import DataError, ValidationError
+from dsfer.files import write_bytes, write_json
+from pipeline import expectations
+from pipeline.facts import Audit, audit_leakage, split_facts, tile_facts
+from pipeline.params import DataSettings
+
+SCHEMA = 1
+TEMPLATES = Path(__file__).with_name("templates")
+SUBJECTS = {"tiles": "tile", "scenes": "scene", "splits": "split"}
+
+log = logging.getLogger(__name__)
+
+
+def validate(
+    tiles: pd.DataFrame, scenes: pd.DataFrame, record: dict[str, Any], data: DataSettings
+) -> dict[str, Any]:
+    """Check a prepared data set against what it declares.
+
+    Args:
+        tiles: manifest of the split stage.
+        scenes: scene table of the crop stage.
+        record: `split.json` of the split stage.
+        data: how the data set was prepared, with its catalog entry.
+
+    Returns:
+        The result, JSON-able, as the module's docstring describes it.
+
+    Raises:
+        DataError: the manifest has not been through the split stage.
+    """
+    if "split" not in tiles:
+        raise DataError(
+            "the manifest has no column 'split'", where="split/manifest.parquet",
+            mend="run the split stage",
+        )  # fmt: skip
+    audit = audit_leakage(tiles)
+    tiles = tile_facts(tiles, label_rule(data.label_rule).allowed, audit)
+    splits = split_facts(tiles)
+    counted = splits.assign(recorded_tiles=[record["counts"].get(name, 0) for name in SPLITS])
+    placed = scenes.assign(tiles=scenes["id"].map(tiles["scene"].value_counts()).fillna(0))
+    findings = {
+        "tiles": expectations.check(tiles, expectations.tile_rules(data, scenes), "id"),
+        "scenes": expectations.check(placed, expectations.scene_rules(data), "id"),
+        "splits": expectations.check(counted, expectations.split_rules(data), "split"),
+    }
+    statuses = {finding["status"] for group in findings.values() for finding in group}
+    entry = data.entry
+    return {
+        "schema": SCHEMA,
+        "dataset": {"name": entry.name, "title": entry.title, "licence": entry.licence,
+                    "citation": entry.citation},
+        "split": {name: record.get(name) for name in ("hash", "policy", "seed", "ratio")},
+        "as_published": expectations.is_as_published(data),
+        "status": next(each for each in ("fail", "warn", "pass") if each in statuses),
+        "findings": findings,
+        "leakage": _leakage(audit, splits, data),
+        "pairs": _pairs(audit),
+        "splits": _statistics(splits, data),
+    }  # fmt: skip
+
+
+def _audits(audit: Audit) -> dict[str, pd.DataFrame]:
+    return {"identical": audit.exact, "near-identical": audit.near, "adjacent": audit.adjacent}
+
+
+def _leakage(audit: Audit, splits: pd.DataFrame, data: DataSettings) -> list[dict[str, Any]]:
+    """How many tiles of each later split have a partner in each earlier one."""
+    totals = splits.set_index("split")["tiles"]
+    rules = data.entry.leakage
+    return [
+        {
+            "audit": name,
+            "earlier": earlier,
+            "later": later,
+            "tiles": int(((pairs["split_a"] == earlier) & (pairs["split_b"] == later)).sum()),
+            "of": int(totals[later]),
+            "severity": rules.adjacent if name == "adjacent" else rules.duplicates,
+        }
+        for name, pairs in _audits(audit).items()
+        for earlier, later in combinations(SPLITS, 2)
+    ]
+
+
+def _pairs(audit: Audit) -> dict[str, list[dict[str, Any]]]:
+    """The first pairs of each audit."""
+    return {
+        name: json.loads(pairs.head(expectations.EXAMPLES).to_json(orient="records"))
+        for name, pairs in _audits(audit).items()
+    }
+
+
+def _statistics(splits: pd.DataFrame, data: DataSettings) -> list[dict[str, Any]]:
+    """The rows of `split_facts` with the published numbers beside them, null where none apply."""
+    expected = data.policy.expected if expectations.is_as_published(data) else None
+    rows: list[dict[str, Any]] = json.loads(splits.to_json(orient="records"))
+    for row in rows:
+        for name in ("tiles", "scenes", "changed_fraction"):
+            published = getattr(expected, name, {})
+            row[f"published_{name}"] = published.get(row["split"])
+    return rows
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> Path:
+    """Write `validation.json` and `validation.html` and return the path of the page."""
+    write_json(folder / "validation.json", result)
+    page = folder / "validation.html"
+    write_bytes(page, render(result).encode())
+    return page
+
+
+def render(result: dict[str, Any]) -> str:
+    """The result as one HTML page that needs no other file."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("validation.html").render(result=result)
+
+
+def require_valid(result: dict[str, Any], manifest: Path, page: Path) -> None:
+    """Log every warning, and stop at the first violated expectation.
+
+    Args:
+        result: what `validate` returned.
+        manifest: the file that was validated, for the message.
+        page: where the whole result can be read.
+
+    Raises:
+        ValidationError: an expectation is violated; names tile, scene or split and the value.
+    """
+    findings = [
+        (SUBJECTS[table], finding)
+        for table, group in result["findings"].items()
+        for finding in group
+    ]
+    for subject, finding in findings:
+        if finding["status"] == "warn":
+            log.warning("%s", _violation(subject, finding))
+    failed = [(subject, finding) for subject, finding in findings if finding["status"] == "fail"]
+    if failed:
+        subject, finding = failed[0]
+        others = f" ({len(failed)} expectations are violated)" if failed[1:] else ""
+        raise ValidationError(
+            _violation(subject, finding) + others,
+            where=manifest,
+            mend=f"{finding['mend']}; every violation is listed in {page}",
+        )
+
+
+def _violation(subject: str, finding: dict[str, Any]) -> str:
+    first, count = finding["examples"][0], finding["violations"]
+    others = f" (and {count - 1:,} more)" if count > 1 else ""
+    expected = finding["statement"].rstrip(".")
+    return f"{subject} {first['where']}: {first['value']}{others}, but expected: {expected}"
