@@ -126,7 +126,7 @@ def list_members(path: Path, kind: str) -> list[Member]:
     """
     try:
         if kind == "rar":
-            with rarfile.RarFile(path, strict=True) as rar:
+            with rarfile.RarFile(path, errors="strict") as rar:
                 if rar.needs_password():
                     raise _damaged(path, "it wants a password")
                 return [_rar_member(info) for info in rar.infolist()]

@@ -31,7 +31,7 @@ class Frozen(BaseModel):
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """Return `; perhaps you mean 'X'` for the valid name nearest to `name`, else list them all."""
     names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     return f"; perhaps you mean '{near[0]}'" if near else f" (one of: {', '.join(names)})"
 
 
