@@ -2,8 +2,8 @@
 
 from importlib.metadata import version
 
-from dsfer.models import ChangeOutput, create_model, list_models
+from dsfer.models import create_model, list_models
 
-__all__ = ["ChangeOutput", "create_model", "list_models"]
+__all__ = ["create_model", "list_models"]
 
 __version__ = version("dsfer")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsfer.losses import CROSS_ENTROPIES, DICES, ChangeLoss, reduce_labels
-from dsfer.models import ChangeOutput
+from dsfer.models.output import ChangeOutput
 
 WEIGHTS = (1.04809706, 21.79129276)
 
@@ -35,7 +35,9 @@ def pixels(labels: torch.Tensor):
 @pytest.mark.parametrize("seed", range(3))
 def test_printed_cross_entropy_is_equation_4(seed):
     logits, labels = random_case(seed)
-    terms = [-WEIGHTS[y] * math.log(probability(logits, n, y, r, k)) for n, r, k, y in pixels(labels)]
+    terms = [
+        -WEIGHTS[y] * math.log(probability(logits, n, y, r, k)) for n, r, k, y in pixels(labels)
+    ]
     found = CROSS_ENTROPIES["printed"](logits, labels, torch.tensor(WEIGHTS).double())
     assert float(found) == pytest.approx(sum(terms) / len(terms), rel=1e-6)
 
@@ -43,7 +45,9 @@ def test_printed_cross_entropy_is_equation_4(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_weighted_mean_divides_by_the_sum_of_weights(seed):
     logits, labels = random_case(seed)
-    terms = [-WEIGHTS[y] * math.log(probability(logits, n, y, r, k)) for n, r, k, y in pixels(labels)]
+    terms = [
+        -WEIGHTS[y] * math.log(probability(logits, n, y, r, k)) for n, r, k, y in pixels(labels)
+    ]
     total = sum(WEIGHTS[y] for *_, y in pixels(labels))
     weights = torch.tensor(WEIGHTS).double()
     found = CROSS_ENTROPIES["weighted-mean"](logits, labels, weights)

@@ -6,6 +6,7 @@ import torch
 import dsfer
 from dsfer.errors import CheckpointError, ConfigError, TileSizeError
 from dsfer.models import VARIANTS
+from dsfer.models.dsfer_net import DsferNet
 from dsfer.models.fusion import FusionBlock
 from dsfer.models.hopfield import FeatureRetrieval
 from dsfer.weights import Metadata, load_weights, read_metadata, save_weights
@@ -145,7 +146,7 @@ def test_weights_come_back_bit_by_bit(tmp_path):
 def test_wrong_weights_are_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_weights(small(), path, Metadata("dsfer-net", SMALL, (0, 0, 0), (1, 1, 1)))
-    with pytest.raises(CheckpointError, match="1 misshapen|misshapen"):
+    with pytest.raises(CheckpointError, match="misshapen"):
         load_weights(small(width=0.25), path, model_name="dsfer-net")
     with pytest.raises(CheckpointError, match="unknown"):
         load_weights(small(variant="base+cf"), path, model_name="dsfer-net")
@@ -172,7 +173,7 @@ def test_names_and_options_are_checked():
 
 
 def imagenet_like(width=1.0):
-    encoder = dsfer.models.DsferNet(width=width, image_size=32).encoder
+    encoder = DsferNet(width=width, image_size=32).encoder
     return {k: torch.randn_like(v).half() for k, v in encoder.state_dict().items()}
 
 

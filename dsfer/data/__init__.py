@@ -1,0 +1,1 @@
+"""Imagery on its way from raw files to batches."""

@@ -1,23 +1,29 @@
 """The networks, and the front door to them."""
 
+from __future__ import annotations
+
 import difflib
 import inspect
 import logging
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from dsfer.errors import ConfigError
-from dsfer.models.dsfer_net import VARIANTS, DsferNet
-from dsfer.models.output import ChangeOutput
+from dsfer.models.variants import VARIANTS
 
-__all__ = ["VARIANTS", "ChangeOutput", "DsferNet", "create_model", "list_models"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+__all__ = ["MODELS", "VARIANTS", "create_model", "list_models"]
 
 log = logging.getLogger(__name__)
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"dsfer-net": DsferNet}
+MODELS = {"dsfer-net": "dsfer.models.dsfer_net.DsferNet"}
+"""Where each network's class is. It is imported when it is built: torch takes seconds to load, and
+preparing imagery needs none of it."""
 
 
 def list_models() -> list[str]:
@@ -50,13 +56,14 @@ def create_model(
         ConfigError: an unknown name or option.
         CheckpointError: weights of another model, or damaged ones.
     """
-    from dsfer.weights import load_weights, read_metadata
+    from dsfer.weights import load_weights, read_metadata  # needs torch, see MODELS
 
     if name not in MODELS:
         raise ConfigError(
             f"unknown model {name!r}", where="model", mend=_nearest(name, list_models())
         )
-    build = MODELS[name]
+    module, _, attribute = MODELS[name].rpartition(".")
+    build: Callable[..., nn.Module] = getattr(import_module(module), attribute)
     if weights is not None:
         options = read_metadata(Path(weights), model=name).options | options
     known = list(inspect.signature(build).parameters)

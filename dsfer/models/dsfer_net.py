@@ -4,8 +4,6 @@ The network whose 34,085,990 parameters Table II counts. Shapes: b batch, h w im
 channels of level i (1 shallow ... 5 deep), at 1/2^(i-1) of the image.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,12 +12,8 @@ from dsfer.errors import ConfigError, TileSizeError
 from dsfer.models.fusion import FusionBlock
 from dsfer.models.hopfield import FeatureRetrieval, Norm
 from dsfer.models.output import ChangeOutput
+from dsfer.models.variants import VARIANTS, Variant
 from dsfer.models.vgg import VGG16Encoder
-
-Variant = Literal["base+concat", "base+cf", "base+concat+dsfr", "base+cf+dsfr"]
-
-VARIANTS: tuple[Variant, ...] = ("base+concat", "base+cf", "base+concat+dsfr", "base+cf+dsfr")
-"""The four rows of Table III; the last is Dsfer-Net."""
 
 RETRIEVAL_LEVELS = (4, 5)
 

@@ -4,8 +4,6 @@ import logging
 from pathlib import Path
 
 from torch import Tensor, nn
-from torchvision.models import VGG16_Weights
-from torchvision.models.vgg import make_layers
 
 from dsfer.errors import CheckpointError
 
@@ -31,10 +29,15 @@ class VGG16Encoder(nn.Module):
     def __init__(self, width: float = 1.0):
         super().__init__()
         self.channels = tuple(max(8, round(c * width / 8) * 8) for c, _ in GROUPS)
-        plan: list[str | int] = []
+        layers: list[nn.Module] = []
+        inputs = 3
         for channels, (_, convolutions) in zip(self.channels, GROUPS, strict=True):
-            plan += [channels] * convolutions + ["M"]
-        self.features = make_layers(plan[:-1])
+            for _ in range(convolutions):
+                layers += [nn.Conv2d(inputs, channels, 3, padding=1), nn.ReLU(inplace=True)]
+                inputs = channels
+            layers.append(nn.MaxPool2d(2))
+        # Layers are numbered as torchvision's, whose weights they take.
+        self.features = nn.Sequential(*layers[:-1])
         # A map is taken right before each pool, the deepest at the end.
         pools = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
         self._ends = (*pools, len(self.features))
@@ -80,6 +83,8 @@ class VGG16Encoder(nn.Module):
 
 
 def _torchvision_state_dict() -> dict[str, Tensor]:
+    from torchvision.models import VGG16_Weights  # slow to import, and seldom needed
+
     try:
         states: dict[str, Tensor] = VGG16_Weights.IMAGENET1K_V1.get_state_dict(
             progress=True, check_hash=True, weights_only=True
