@@ -218,6 +218,13 @@ def test_a_turned_grid_keeps_its_footprint() -> None:
     assert as_rows(leakage.adjacent(table)) == [("square", "train", "diamond", "test", 0.0)]
 
 
+def test_a_turned_fragment_keeps_its_footprint() -> None:
+    """Turned by an eighth about its centre, a tile 1 pixel away reaches over, not by a quarter."""
+    for angle, reaches in ((0.0, False), (np.pi / 4, True), (np.pi / 2, False)):
+        table = pd.DataFrame([tile("a", "train", angle=0.0), tile("b", "test", col=9, angle=angle)])
+        assert bool(len(leakage.adjacent(table))) == reaches
+
+
 def test_results_grow_with_tiles_not_with_pairs() -> None:
     alike = [
         tile(f"{split}{at}", split, t1_sha256="x", t2_sha256="y")
