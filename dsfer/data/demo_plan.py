@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
-from shapely import LineString, MultiPoint, Point, STRtree, box, points, union_all
+from shapely import LineString, MultiPoint, Point, STRtree, box, points, prepare, union_all
 from shapely.affinity import rotate
 from shapely.geometry.base import BaseGeometry
 
@@ -272,6 +272,7 @@ def _plant(
     which = lots.query(at, predicate="within")
     owner[which[0]] = which[1]
     paved = union_all(layout.roads).buffer(4)
+    prepare(paved)
     dense = np.where(
         wild, 1 / (1 + np.exp(-2.2 * (grove - 0.1))), np.where(owner >= 0, 0.035, 0.05)
     )
