@@ -1,0 +1,67 @@
+"""Work spread over processes, with results in the order of the work."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from dsfer.errors import DataError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def usable_cpus() -> int:
+    """Number of CPU cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def ordered_map(
+    function: Callable[[T], R], items: Sequence[T], *, workers: int, chunk: int = 1
+) -> Iterator[R]:
+    """Apply `function` to each item and yield the results in order.
+
+    Args:
+        function: a function of an importable module.
+        items: what to apply it to; items and results travel between processes by pickle.
+        workers: number of processes; with 1, or when one chunk holds all, nothing is started.
+        chunk: items that are sent to a process at a time.
+
+    Raises:
+        DataError: a process was killed from outside.
+        Exception: what `function` raises; work that has not begun is then given up.
+    """
+    workers = min(workers, -(-len(items) // chunk))
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    # A fork of this process could inherit locks of its threads; a fork server has none, and pays
+    # the imports once for all workers.
+    forkserver = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
+    context.set_forkserver_preload([function.__module__])
+    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+        try:
+            yield from pool.map(function, items, chunksize=chunk)
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a worker process was killed",
+                mend="see whether memory ran out, then run the stage again",
+            ) from error
+
+
+def _end_with_parent() -> None:
+    """Leave no worker behind when the parent is killed without a chance to stop them."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

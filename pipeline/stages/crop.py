@@ -1,0 +1,41 @@
+"""Stage crop: scenes become tiles, their tars and the manifest."""
+
+from dsfer.data.crop import crop_scenes
+from dsfer.data.fragments import cut_fragments
+from dsfer.data.scenes import read_scenes
+from dsfer.data.workers import usable_cpus
+from pipeline.params import current_settings
+from pipeline.stages import run
+
+
+def main() -> None:
+    """Cut the scenes of the chosen data set on a grid, or into fragments where it says so."""
+    settings = current_settings()
+    data = settings.data
+    scenes = read_scenes(settings.folder / "raw" / "scenes.json")
+    out = settings.folder / "tiles"
+    if fragments := data.release.fragments:
+        cut_fragments(
+            scenes,
+            out,
+            size=data.tile_size,
+            counts=fragments.counts,
+            seed=fragments.seed,
+            label_rule=data.label_rule,
+            bands=data.bands,
+            workers=usable_cpus(),
+        )
+    else:
+        crop_scenes(
+            scenes,
+            out,
+            tile_size=data.tile_size,
+            padding=data.padding,
+            label_rule=data.label_rule,
+            bands=data.bands,
+            workers=usable_cpus(),
+        )
+
+
+if __name__ == "__main__":
+    run(main)
