@@ -55,7 +55,7 @@ TRANSIENT_CURL = frozenset(
         pycurl.E_SEND_ERROR,
         pycurl.E_RECV_ERROR,
         pycurl.E_HTTP2,
-        pycurl.E_HTTP2_STREAM,
+        92,  # CURLE_HTTP2_STREAM, for which pycurl has no name
     }
 )
 """HTTP statuses and libcurl errors that may go away by themselves."""
@@ -258,7 +258,7 @@ def _transfer(url: str, partial: Path, archive: Archive) -> None:
                     mend="make room and run again to continue",
                 ) from error
             code, message = error.args
-            if code == pycurl.E_RANGE_ERROR and not _is_page(curl):
+            if code == pycurl.E_HTTP_RANGE_ERROR and not _is_page(curl):
                 file.truncate(0)
                 raise _TransientError("cannot continue a partial file; starting over") from error
             raise _failure(curl, code, message) from error
@@ -271,8 +271,8 @@ def _request(url: str, held: int) -> pycurl.Curl:
     curl = pycurl.Curl()
     options = {
         pycurl.URL: url,
-        pycurl.PROTOCOLS_STR: "http,https",
-        pycurl.REDIR_PROTOCOLS_STR: "http,https",
+        pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
+        pycurl.REDIR_PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
         pycurl.FOLLOWLOCATION: True,
         pycurl.MAXREDIRS: 10,
         pycurl.FAILONERROR: True,
