@@ -1,5 +1,6 @@
 """Label polygons: draw the changed areas of a vector file onto the grid of a scene's first date."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import geopandas
 import numpy as np
 import rasterio
 import shapely
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import rasterize
 from rasterio.windows import Window
+from shapely.affinity import affine_transform
 
 from dsfer.data.scenes import Scene
 from dsfer.errors import DataError, GridMismatchError
@@ -42,11 +45,13 @@ def rasterise_labels(scenes: list[Scene], folder: Path, changed: int) -> list[Sc
 
 def is_raster(path: Path) -> bool:
     """Whether GDAL opens the file as a raster with at least one band."""
-    try:
-        with rasterio.open(path) as image:
-            return bool(image.count)
-    except rasterio.RasterioIOError:
-        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a label need not be
+        try:
+            with rasterio.open(path) as image:
+                return bool(image.count)
+        except rasterio.RasterioIOError:
+            return False
 
 
 def rasterise(vector: Path, grid: Path, target: Path, changed: int) -> None:
@@ -63,11 +68,17 @@ def rasterise(vector: Path, grid: Path, target: Path, changed: int) -> None:
         changed: value inside polygons, 1 to 255; outside it is 0.
 
     Raises:
-        DataError: the vector file is unreadable, has several layers or other geometry than
-            polygons.
+        DataError: a file is unreadable, or the vector file has several layers or other geometry
+            than polygons.
         GridMismatchError: vector file or raster lacks a CRS, or they do not overlap.
     """
-    with rasterio.open(grid) as image:
+    try:
+        image = rasterio.open(grid)
+    except rasterio.RasterioIOError as error:
+        raise DataError(
+            f"not a raster that GDAL reads ({error})", where=grid, mend="replace the file"
+        ) from error
+    with image:
         profile = {
             "driver": "GTiff",
             "dtype": "uint8",
@@ -105,8 +116,8 @@ def _outline(image: rasterio.io.DatasetReader, window: Window) -> shapely.Polygo
     """The window's corners in the coordinates of the raster, rotated grids included."""
     left, top = window.col_off, window.row_off
     right, bottom = left + window.width, top + window.height
-    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
-    return shapely.Polygon([image.transform @ corner for corner in corners])
+    pixels = shapely.box(left, top, right, bottom)
+    return affine_transform(pixels, image.transform.to_shapely())
 
 
 def _polygons(vector: Path, grid: Path, crs: rasterio.crs.CRS | None) -> geopandas.GeoSeries:
