@@ -225,6 +225,7 @@ def _transfer(url: str, partial: Path, archive: Archive) -> None:
     """Append to the partial file what is missing, with a progress bar on a terminal."""
     held = partial.stat().st_size if partial.exists() else 0
     shortage: list[int] = []
+    log.info("downloading %s from %s, from byte %d on", archive.name, urlsplit(url).netloc, held)
     with (
         partial.open("ab") as file,
         tqdm(
