@@ -4,6 +4,7 @@ A `Rule` is one expectation with its sentence, its severity and its mend; `check
 them over a table and returns findings that name the row and the value.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +23,9 @@ EXAMPLES = 5
 """Violations shown for each rule; all of them are counted."""
 
 Severity = Literal["fail", "warn"]
+_CHATTY = ("great_expectations", "great_expectations.data_context.types.base")
+"""Loggers that tell every step of their set-up; the second has a level of its own."""
+
 RUN_AGAIN = "run the crop and split stages again (dvc repro --force crop split)"
 
 
@@ -245,6 +249,8 @@ def _run(facts: pd.DataFrame, rules: list[Rule], index: str) -> dict[str, Any]:
     from great_expectations.data_context.types.base import ProgressBarsConfig
     from great_expectations.expectations.row_conditions import Column
 
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
     suite = gx.ExpectationSuite(name="dsfer")

@@ -5,7 +5,7 @@
     schema       1
     dataset      key, title, licence, citation
     split        hash, policy, seed, ratio as the split stage recorded them
-    as_published whether tile size, padding and ratio are the catalog's, so that its numbers apply
+    published    apply | differ (other tile size, padding or ratio) | none (nothing is known)
     status       pass | warn | fail, the worst of all findings
     findings     {tiles: [...], scenes: [...], splits: [...]}, see `pipeline.expectations.check`
     leakage      a row per audit and pair of splits: audit, earlier, later, tiles, of, severity
@@ -27,6 +27,7 @@ from dsfer.data.manifest import SPLITS
 from dsfer.errors import DataError, ValidationError
 from dsfer.files import write_bytes, write_json
 from pipeline import expectations
+from pipeline.catalog import Expected
 from pipeline.facts import Audit, audit_leakage, split_facts, tile_facts
 from pipeline.params import DataSettings
 
@@ -76,13 +77,19 @@ def validate(
         "dataset": {"name": entry.name, "title": entry.title, "licence": entry.licence,
                     "citation": entry.citation},
         "split": {name: record.get(name) for name in ("hash", "policy", "seed", "ratio")},
-        "as_published": expectations.is_as_published(data),
+        "published": _published(data),
         "status": next(each for each in ("fail", "warn", "pass") if each in statuses),
         "findings": findings,
         "leakage": _leakage(audit, splits, data),
         "pairs": _pairs(audit),
         "splits": _statistics(splits, data),
     }  # fmt: skip
+
+
+def _published(data: DataSettings) -> str:
+    if data.policy.expected == Expected():
+        return "none"
+    return "apply" if expectations.is_as_published(data) else "differ"
 
 
 def _audits(audit: Audit) -> dict[str, pd.DataFrame]:
@@ -147,7 +154,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def require_valid(result: dict[str, Any], manifest: Path, page: Path) -> None:
-    """Log every warning, and stop at the first violated expectation.
+    """Log the outcome with every warning, and stop at the first violated expectation.
 
     Args:
         result: what `validate` returned.
@@ -174,6 +181,7 @@ def require_valid(result: dict[str, Any], manifest: Path, page: Path) -> None:
             where=manifest,
             mend=f"{finding['mend']}; every violation is listed in {page}",
         )
+    log.info("%d expectations checked, none violated: %s", len(findings), page)
 
 
 def _violation(subject: str, finding: dict[str, Any]) -> str:

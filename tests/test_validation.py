@@ -117,7 +117,7 @@ def sound() -> dict[str, Any]:
 def test_a_sound_data_set_passes_every_expectation(sound: dict[str, Any]) -> None:
     assert sound["status"] == "pass"
     assert violated(sound) == {}
-    assert sound["as_published"]
+    assert sound["published"] == "apply"
     assert len(sound["leakage"]) == 9
     assert not any(row["tiles"] for row in sound["leakage"])
     assert [row["tiles"] for row in sound["splits"]] == [8, 4, 4]
@@ -299,6 +299,7 @@ def test_a_declared_warning_does_not_stop(caplog: pytest.LogCaptureFixture) -> N
     result = validate(tiles, scene_table(), split_record(), settings)
     assert result["status"] == "warn"
     assert {"tiles/identical_to", "tiles/adjacent_to"} <= set(violated(result))
+    assert result["published"] == "none"
     with caplog.at_level(logging.WARNING):
         require_valid(result, Path("m"), Path("p"))
     assert f"tile {ID[12]}: {ID[0]} in train" in caplog.text
