@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from webdataset.writer import TarWriter
 
 from dsfer.errors import ShardError
 
@@ -42,6 +41,9 @@ def write_tar(path: Path, tiles: Iterable[tuple[str, dict[str, bytes | memoryvie
         path: file to write.
         tiles: id of each tile, and the `.npy` content of its three `MEMBERS`.
     """
+    # Imported here, because it imports torch: seconds that only those who write should wait for.
+    from webdataset.writer import TarWriter
+
     options: dict[str, Any] = {"encoder": False, "mtime": 0, "user": "", "group": "", "mode": 0o644}
     with path.open("wb") as file, TarWriter(file, **options) as writer:
         for tile, members in tiles:

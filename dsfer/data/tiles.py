@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import imagehash
 import numpy as np
 import pandas as pd
-import scipy.fftpack  # noqa: F401  # imagehash wants it at the first hash; the fork server has it ready
 from PIL import Image
 from tqdm import tqdm
 
@@ -20,6 +19,9 @@ from dsfer.data.tars import Pixels, npy_bytes, write_tar
 from dsfer.data.workers import ordered_map
 from dsfer.errors import DataError
 from dsfer.files import atomic_folder
+
+_PRELOAD = ("scipy.fftpack", "webdataset.writer")
+"""What imagehash and `write_tar` import at their first use."""
 
 _LEVELS = np.arange(256)
 
@@ -111,7 +113,7 @@ def inspect_scenes(
             )
         seen[scene.id] = scene
     work = [(scene, bands) for scene in scenes]
-    return list(ordered_map(_inspect, work, workers=workers, chunk=256))
+    return list(ordered_map(_inspect, work, workers=workers, chunk=256, preload=_PRELOAD))
 
 
 def _inspect(work: tuple[Scene, Bands | None]) -> SceneFacts:
@@ -138,16 +140,14 @@ def write_tiles(
         tqdm(total=sum(unit.count for unit in units), desc="crop", unit=" tiles") as bar,
     ):
         work = [(unit, folder / f"tiles-{i:06d}.tar") for i, unit in enumerate(units)]
-        for part in ordered_map(_write_unit, work, workers=workers):
+        for part in ordered_map(_write_unit, work, workers=workers, preload=_PRELOAD):
             rows += part
             bar.update(len(part))
         table = pd.DataFrame(rows)
-        write_manifest(
-            folder / "manifest.parquet", table[[*COLUMNS, *table.columns.difference(list(COLUMNS))]]
-        )
-        pd.DataFrame([scene.row for scene in facts]).to_parquet(
-            folder / "scenes.parquet", index=False
-        )
+        order = [*COLUMNS, *table.columns.difference(list(COLUMNS))]
+        write_manifest(folder / "manifest.parquet", table[order])
+        places = pd.DataFrame([scene.row for scene in facts])
+        places.to_parquet(folder / "scenes.parquet", index=False)
 
 
 def _write_unit(work: tuple[Unit, Path]) -> list[dict[str, Any]]:

@@ -22,7 +22,12 @@ def usable_cpus() -> int:
 
 
 def ordered_map(
-    function: Callable[[T], R], items: Sequence[T], *, workers: int, chunk: int = 1
+    function: Callable[[T], R],
+    items: Sequence[T],
+    *,
+    workers: int,
+    chunk: int = 1,
+    preload: Sequence[str] = (),
 ) -> Iterator[R]:
     """Apply `function` to each item and yield the results in order.
 
@@ -31,6 +36,7 @@ def ordered_map(
         items: what to apply it to; items and results travel between processes by pickle.
         workers: number of processes; with 1, or when one chunk holds all, nothing is started.
         chunk: items that are sent to a process at a time.
+        preload: modules that `function` imports only when it runs, to be imported once for all.
 
     Raises:
         DataError: a process was killed from outside.
@@ -44,7 +50,7 @@ def ordered_map(
     # the imports once for all workers.
     forkserver = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
-    context.set_forkserver_preload([function.__module__])
+    context.set_forkserver_preload([function.__module__, *preload])
     with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
         try:
             yield from pool.map(function, items, chunksize=chunk)
