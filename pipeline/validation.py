@@ -39,7 +39,11 @@ log = logging.getLogger(__name__)
 
 
 def validate(
-    tiles: pd.DataFrame, scenes: pd.DataFrame, record: dict[str, Any], data: DataSettings
+    tiles: pd.DataFrame,
+    scenes: pd.DataFrame,
+    record: dict[str, Any],
+    data: DataSettings,
+    name: str,
 ) -> dict[str, Any]:
     """Check a prepared data set against what it declares.
 
@@ -48,6 +52,7 @@ def validate(
         scenes: scene table of the crop stage.
         record: `split.json` of the split stage.
         data: how the data set was prepared, with its catalog entry.
+        name: what the user calls the data set.
 
     Returns:
         The result, JSON-able, as the module's docstring describes it.
@@ -63,7 +68,7 @@ def validate(
     audit = audit_leakage(tiles)
     tiles = tile_facts(tiles, label_rule(data.label_rule).allowed, audit)
     splits = split_facts(tiles)
-    counted = splits.assign(recorded_tiles=[record["counts"].get(name, 0) for name in SPLITS])
+    counted = splits.assign(recorded_tiles=[record["counts"].get(split, 0) for split in SPLITS])
     placed = scenes.assign(tiles=scenes["id"].map(tiles["scene"].value_counts()).fillna(0))
     findings = {
         "tiles": expectations.check(tiles, expectations.tile_rules(data, scenes), "id"),
@@ -74,9 +79,9 @@ def validate(
     entry = data.entry
     return {
         "schema": SCHEMA,
-        "dataset": {"name": entry.name, "title": entry.title, "licence": entry.licence,
+        "dataset": {"name": name, "title": entry.title, "licence": entry.licence,
                     "citation": entry.citation},
-        "split": {name: record.get(name) for name in ("hash", "policy", "seed", "ratio")},
+        "split": {key: record.get(key) for key in ("hash", "policy", "seed", "ratio")},
         "published": _published(data),
         "status": next(each for each in ("fail", "warn", "pass") if each in statuses),
         "findings": findings,
@@ -169,9 +174,9 @@ def require_valid(result: dict[str, Any], manifest: Path, page: Path) -> None:
         for table, group in result["findings"].items()
         for finding in group
     ]
-    for subject, finding in findings:
-        if finding["status"] == "warn":
-            log.warning("%s", _violation(subject, finding))
+    warned = [(subject, finding) for subject, finding in findings if finding["status"] == "warn"]
+    for subject, finding in warned:
+        log.warning("%s", _violation(subject, finding))
     failed = [(subject, finding) for subject, finding in findings if finding["status"] == "fail"]
     if failed:
         subject, finding = failed[0]
@@ -181,7 +186,8 @@ def require_valid(result: dict[str, Any], manifest: Path, page: Path) -> None:
             where=manifest,
             mend=f"{finding['mend']}; every violation is listed in {page}",
         )
-    log.info("%d expectations checked, none violated: %s", len(findings), page)
+    held = len(findings) - len(warned)
+    log.info("%d expectations hold, %d warn; see %s", held, len(warned), page)
 
 
 def _violation(subject: str, finding: dict[str, Any]) -> str:

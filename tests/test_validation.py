@@ -111,7 +111,7 @@ def violated(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def sound() -> dict[str, Any]:
-    return validate(manifest(), scene_table(), split_record(), declared())
+    return validate(manifest(), scene_table(), split_record(), declared(), "folder/toy")
 
 
 def test_a_sound_data_set_passes_every_expectation(sound: dict[str, Any]) -> None:
@@ -252,7 +252,7 @@ def tampered(number: int, **changes: Any) -> dict[str, Any]:
     tables = manifest(), scene_table(), split_record()
     for tamper, *_ in ROUNDS[number]:
         tamper(*tables)
-    return validate(*tables, declared(**changes))
+    return validate(*tables, declared(**changes), "folder/toy")
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,7 @@ def test_a_declared_warning_does_not_stop(caplog: pytest.LogCaptureFixture) -> N
     tiles = manifest()
     copied(0, 12, "t1_sha256", "t2_sha256", "t1_phash", "t2_phash", "scene")(tiles, None, None)  # type: ignore[arg-type]
     settings = declared(Expected(), duplicates="warn", adjacent="warn")
-    result = validate(tiles, scene_table(), split_record(), settings)
+    result = validate(tiles, scene_table(), split_record(), settings, "folder/toy")
     assert result["status"] == "warn"
     assert {"tiles/identical_to", "tiles/adjacent_to"} <= set(violated(result))
     assert result["published"] == "none"
@@ -334,7 +334,7 @@ def test_bands_that_are_read_must_exist() -> None:
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path, sound: dict[str, Any]) -> None:
-    again = validate(manifest(), scene_table(), split_record(), declared())
+    again = validate(manifest(), scene_table(), split_record(), declared(), "folder/toy")
     pages = [write_result(tmp_path / name, each) for name, each in (("a", sound), ("b", again))]
     assert pages[0].read_bytes() == pages[1].read_bytes()
     records = [page.with_name("validation.json").read_bytes() for page in pages]
@@ -375,7 +375,14 @@ def test_the_page_needs_no_other_file(rounds: list[dict[str, Any]]) -> None:
 
 def test_the_page_shows_what_was_found(rounds: list[dict[str, Any]]) -> None:
     text = render(rounds[2])
-    for fact in (ID[1], "t1_std is missing", "0123456789ab", "25.000%", "stops the pipeline"):
+    for fact in (
+        ID[1],
+        "t1_std is missing",
+        "0123456789ab",
+        "25.000%",
+        "stops the pipeline",
+        "folder/toy",
+    ):
         assert fact in text
 
 
@@ -393,7 +400,9 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     scene_table().to_parquet(tmp_path / "tiles" / "scenes.parquet")
     write_manifest(tmp_path / "split" / "manifest.parquet", manifest())
     write_json(tmp_path / "split" / "split.json", split_record())
-    settings = SimpleNamespace(folder=tmp_path, data=declared())
+    settings = SimpleNamespace(
+        folder=tmp_path, data=declared(), params=SimpleNamespace(dataset="folder/toy")
+    )
     monkeypatch.setattr(stage, "current_settings", lambda: settings)
     return tmp_path
 
@@ -417,4 +426,4 @@ def test_the_stage_names_a_missing_table(prepared: Path) -> None:
 def test_a_manifest_without_splits_is_refused() -> None:
     tiles = manifest().drop(columns="split")
     with pytest.raises(DataError, match="run the split stage"):
-        validate(tiles, scene_table(), split_record(), declared())
+        validate(tiles, scene_table(), split_record(), declared(), "folder/toy")

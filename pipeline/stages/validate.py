@@ -21,6 +21,7 @@ def main() -> None:
         _read_scenes(settings.folder / "tiles" / "scenes.parquet"),
         read_json(settings.folder / "split" / "split.json"),
         settings.data,
+        settings.params.dataset,
     )
     page = write_result(settings.folder / "validation", result)
     require_valid(result, manifest, page)
