@@ -64,9 +64,7 @@ class ChangeLoss:
 
 def printed_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Eq. 4: weighted cross entropy, averaged over pixels, with Ŷ the softmax of (b, 2, h, w)."""
-    summed = F.cross_entropy(
-        logits, labels.long(), weights, ignore_index=IGNORE, reduction="sum"
-    )
+    summed = F.cross_entropy(logits, labels.long(), weights, ignore_index=IGNORE, reduction="sum")
     return summed / (labels != IGNORE).sum().clamp(min=1)
 
 
