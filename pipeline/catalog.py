@@ -238,7 +238,7 @@ class DatasetEntry(Frozen):
             raise ConfigError(
                 f"'{self.name}' has no split policy '{name}'"
                 f"{did_you_mean(name, self.split.policies)}",
-                where="split",
+                where="params.yaml, split",
                 mend=f"choose one of {', '.join(self.split.policies)}",
             )
         return self.split.policies[name]
@@ -291,13 +291,13 @@ def catalog_entry(dataset: str, path: Path = CATALOG) -> DatasetEntry:
     if slash and base in OWN_DATA and not re.fullmatch("[A-Za-z0-9_-]+", own):
         raise ConfigError(
             f"'{own}' is no name for a data set of your own",
-            where="dataset",
+            where="params.yaml, dataset",
             mend="use letters, digits, _ and - only, as in folder/harbour-2024",
         )
     if base not in catalog or (slash and base not in OWN_DATA):
         raise ConfigError(
             f"unknown data set '{dataset}'{did_you_mean(dataset, catalog)}",
-            where="dataset",
+            where="params.yaml, dataset",
             mend=f"choose one of {', '.join(catalog)}; for imagery of your own use "
             "'folder/NAME' with source: your folder, or 'rasters/NAME' with source: your list",
         )

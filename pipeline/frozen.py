@@ -31,7 +31,7 @@ class Frozen(BaseModel):
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """Return `; perhaps you mean 'X'` for the valid name nearest to `name`, else list them all."""
     names = sorted(valid)
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
     return f"; perhaps you mean '{near[0]}'" if near else f" (one of: {', '.join(names)})"
 
 
@@ -63,4 +63,5 @@ def parse(model: type[Model], value: Any, where: str | Path) -> Model:
 def _found(issue: Any) -> str:
     """Show the offending value, where it is short enough to help."""
     shown = repr(issue["input"])
-    return f" (found {shown})" if len(shown) <= 60 and issue["type"] != "missing" else ""
+    absent = issue["type"] == "missing" and isinstance(issue["input"], dict)
+    return f" (found {shown})" if len(shown) <= 60 and not absent else ""

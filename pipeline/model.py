@@ -21,7 +21,7 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "'cuda' was asked for, and torch sees no GPU",
-            where="device",
+            where="params.yaml, device",
             mend="set device: auto or cpu, or install a torch build for your GPU",
         )
     if name == "auto":

@@ -1,13 +1,14 @@
 """`params.yaml`, parsed once into frozen typed objects; `python -m pipeline.params` prints them."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 
 from dsfer.data.labels import LABEL_RULES
 from dsfer.errors import ConfigError
@@ -18,27 +19,37 @@ from pipeline.recipes import RECIPE_KEYS, Recipe, resolve_recipe
 
 PARAMS = Path("params.yaml")
 
+DIVISOR = 16
+"""What the networks divide a tile's side by: four times 2."""
+
+Band = Annotated[int, Field(ge=1)]
+Part = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
 
 class Params(Frozen):
     """The keys of `params.yaml`; recipe values may be null, and are checked once merged."""
 
-    # Recipe values stay in their raw form until they are merged with the recipe.
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Strict: a quoted number or a boolean is no number. YAML has no paths and no tuples, though.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     dataset: str
-    source: Path
+    source: Path = Field(strict=False)
     label_rule: str | None
-    bands: tuple[int, int, int] | None
-    tile_size: int | None = Field(ge=16)
+    bands: tuple[Band, Band, Band] | None = Field(strict=False)
+    tile_size: int | None = Field(ge=DIVISOR)
     padding: Literal["pad", "drop"] | None
     split: str | None
-    split_ratio: tuple[float, float, float] | None
-    split_seed: int = Field(ge=0)
+    split_ratio: tuple[Part, Part, Part] | None = Field(strict=False)
+    split_seed: Seed
     model: str
     variant: str
     hopfield_dim: int = Field(ge=1)
     hopfield_beta: float | None = Field(gt=0, allow_inf_nan=False)
     norm: Literal["volume", "channel"]
+    # What a recipe has a value for stays as it is until it is merged with the recipe.
+    width: Any
+    pretrained: Any
     recipe: str
     lambda_: Any = Field(alias="lambda")
     lr: Any
@@ -56,9 +67,7 @@ class Params(Frozen):
     ema: Any
     precision: Any
     validate_every: Any
-    width: Any
-    pretrained: Any
-    seed: int = Field(ge=0)
+    seed: Seed
     device: Literal["auto", "cpu", "cuda"]
     compile: bool | None
     in_memory: bool | None
@@ -156,11 +165,16 @@ def load_params(path: Path = PARAMS) -> Params:
     try:
         # The parser that DVC uses: YAML 1.2, where 1e-3 is a number.
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"not a readable parameter file ({error})",
             where=path,
             mend="run from the project's top folder, where params.yaml is",
+        ) from error
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(
+            f"no YAML ({line}{error.problem})", where=path, mend="correct that line"
         ) from error
     params = parse(Params, values, path)
     _check_choice("model", params.model, list_models())
@@ -185,26 +199,22 @@ def resolve(params: Params) -> Settings:
         {key: given[key] for key in RECIPE_KEYS if given[key] is not None},
     )
     split = params.split or entry.split.default
-    policy = entry.policy(split)
-    if params.split_ratio is not None and policy.ratio is None:
-        raise ConfigError(
-            f"split '{split}' is the authors' own and takes no ratio",
-            where="split_ratio",
-            mend="set it to null, or choose another split",
-        )
     from_catalog = {
         "label_rule": entry.label_rule,
         "bands": entry.bands,
         "tile_size": entry.tiling.tile_size,
         "padding": entry.tiling.padding,
         "split": split,
-        "split_ratio": policy.ratio,
+        "split_ratio": entry.policy(split).ratio,
     }
     chosen: dict[str, Any] = {
         key: from_catalog[key] if given[key] is None else given[key] for key in from_catalog
     }
     sources |= {key: "catalog" if given[key] is None else "params.yaml" for key in from_catalog}
     data = DataSettings(entry=entry, source=params.source, split_seed=params.split_seed, **chosen)
+    _check_split(params, data)
+    _check_tile_size(data.tile_size)
+    _check_pretrained(recipe)
     return Settings(params=params, data=data, recipe=recipe, sources=sources)
 
 
@@ -213,39 +223,78 @@ def current_settings() -> Settings:
     return resolve(load_params())
 
 
+def _impossible(key: str, problem: str, mend: str) -> ConfigError:
+    return ConfigError(problem, where=f"{PARAMS}, {key}", mend=mend)
+
+
 def _check_choice(key: str, value: str, choices: tuple[str, ...] | list[str]) -> None:
     if value not in choices:
-        raise ConfigError(
+        raise _impossible(
+            key,
             f"unknown {key} '{value}'{did_you_mean(value, choices)}",
-            where=key,
-            mend=f"choose one of {', '.join(choices)}",
+            f"choose one of {', '.join(choices)}",
         )
 
 
 def _check_source(params: Params, entry: DatasetEntry) -> None:
     own, from_catalog = entry.name in OWN_DATA, params.source.name == CATALOG.name
     if own and from_catalog:
-        raise ConfigError(
-            f"data set '{params.dataset}' needs a place to read from",
-            where="source",
-            mend="set source to your "
-            + ("folder of scenes" if entry.name == "folder" else "CSV list of rasters"),
+        kind = "folder of scenes" if entry.name == "folder" else "CSV list of rasters"
+        raise _impossible(
+            "source",
+            f"'{params.source}' is no imagery, and data set '{params.dataset}' is your own",
+            f"set source to your {kind}",
         )
     if not own and not from_catalog:
-        raise ConfigError(
+        raise _impossible(
+            "source",
             f"'{params.source}' is not used by data set '{params.dataset}'",
-            where="source",
-            mend="set source: pipeline/catalog.yaml, or dataset: folder/NAME for imagery of "
-            "your own",
+            "set source: pipeline/catalog.yaml, or dataset: folder/NAME for imagery of your own",
+        )
+
+
+def _check_split(params: Params, data: DataSettings) -> None:
+    if params.split_ratio is not None and data.policy.ratio is None:
+        raise _impossible(
+            "split_ratio",
+            f"split '{data.split}' is the authors' own and takes no ratio",
+            "set it to null, or choose another split",
+        )
+
+
+def _check_tile_size(size: int) -> None:
+    if size % DIVISOR:
+        below = size // DIVISOR * DIVISOR
+        raise _impossible(
+            "tile_size",
+            f"{size} is not divisible by {DIVISOR}, and the network halves its input four times",
+            f"set tile_size to {below} or {below + DIVISOR}",
+        )
+
+
+def _check_pretrained(recipe: Recipe) -> None:
+    if recipe.pretrained == "none":
+        return
+    if recipe.width != 1:
+        raise _impossible(
+            "pretrained",
+            f"'{recipe.pretrained}' fits width 1 only, and width is {recipe.width:g}",
+            "set pretrained: none, or width: 1",
+        )
+    if recipe.pretrained != "imagenet" and not Path(recipe.pretrained).is_file():
+        raise _impossible(
+            "pretrained",
+            f"'{recipe.pretrained}' is no file",
+            "set it to imagenet, none, or the path of a file of VGG-16 weights",
         )
 
 
 def main() -> None:
     """Print every parameter, its resolved value and where that comes from."""
     settings = current_settings()
-    table = Table("parameter", "value", "from", title=f"{settings.params.dataset}")
+    table = Table("parameter", "value", "from", title=settings.params.dataset)
     for key, value in settings.resolved().items():
-        shown = "null" if value is None else str(value)
+        shown = "null" if value is None else escape(str(value))
         table.add_row(key, shown, settings.sources.get(key, "params.yaml"))
     Console().print(table)
 

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from ruamel.yaml import YAML
 
 from dsfer.errors import ConfigError
@@ -37,6 +37,8 @@ class Recipe(Frozen):
         width: factor on the network's channel counts.
         pretrained: `imagenet`, `none`, or a local file of VGG-16 weights.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     cross_entropy: Literal["printed", "weighted-mean"]
     dice: Literal["printed", "released"]
@@ -77,7 +79,7 @@ def load_recipes(path: Path = RECIPES) -> dict[str, RecipeBook]:
         ConfigError: the file is not as `RecipeBook` declares.
     """
     with path.open(encoding="utf-8") as file:
-        rows = YAML(typ="safe").load(file)
+        rows = YAML(typ="safe", pure=True).load(file)
     return {name: parse(RecipeBook, row, f"{path.name} ({name})") for name, row in rows.items()}
 
 
@@ -101,7 +103,7 @@ def resolve_recipe(
     if name not in recipes:
         raise ConfigError(
             f"unknown recipe '{name}'{did_you_mean(name, recipes)}",
-            where="recipe",
+            where="params.yaml, recipe",
             mend=f"choose one of {', '.join(recipes)}",
         )
     book = recipes[name]
