@@ -211,7 +211,23 @@ def test_nodata_of_the_label(tmp_path):
     table = cut([unknown, zero], tmp_path / "out", rule="binary01")
     assert list(table["valid_pixels"]) == [192, 256]
     assert list(table["changed_pixels"]) == [128, 128]
-    assert [list(values) for values in table["label_values"]] == [[0, 1, 9], [0, 1]]
+    assert [list(values) for values in table["label_values"]] == [[0, 1], [0, 1]]
+
+
+def test_label_values_are_those_of_valid_pixels_only(tmp_path):
+    base = scene(tmp_path, 16, 48)
+    t1, label = np.full((16, 48, 3), 7, np.uint8), np.zeros((16, 48), np.uint8)
+    label[:, 16:32], label[:, 40:] = 255, 1
+    t1[:, 40:] = 0  # date 1 has nothing where the label says changed
+    pair = Scene(
+        "s",
+        write(tmp_path / "t1.tif", t1, nodata=0),
+        base.t2,
+        write(tmp_path / "label.tif", label, nodata=255),
+    )
+    table = cut([pair], tmp_path / "out", rule="binary01")
+    assert list(table["valid_pixels"]) == [256, 0, 128]
+    assert [list(values) for values in table["label_values"]] == [[0], [], [0]]
 
 
 def test_one_bit_labels_and_chosen_bands(tmp_path):

@@ -104,6 +104,16 @@ def test_nodata_is_ignored_with_the_pixels_it_was_mixed_into(tmp_path):
         assert 0 < row["valid_pixels"] < SIZE * SIZE
 
 
+def test_nodata_of_the_label_is_no_value_of_it(tmp_path):
+    pair = plane(tmp_path, 90, 200)
+    label = np.zeros((90, 200), np.uint8)
+    label[::3], label[1::9] = 255, 77
+    pair = Scene("s", pair.t1, pair.t2, write(tmp_path / "unknown.tif", label, nodata=77))
+    for row in cut([pair], tmp_path / "out").to_dict("records"):
+        assert set(row["label_values"]) <= {0, 255}
+        assert row["valid_pixels"] < SIZE * SIZE
+
+
 def test_the_extreme_sample_stays_inside_the_box():
     for size in (16, 64, 256):
         reach = (size - 1) / 2 * math.sqrt(2) + 1

@@ -151,7 +151,7 @@ def _cut(facts: SceneFacts, strip: Strip, window: Window) -> Tile:
         _padded(strip.t1[inside], window.size, 0),
         _padded(strip.t2[inside], window.size, 0),
         _padded(strip.label[inside], window.size, IGNORE),
-        label_values(strip.raw[inside]),
+        label_values(strip.raw[inside][strip.label[inside] != IGNORE]),
     )
 
 

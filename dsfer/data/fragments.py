@@ -203,7 +203,7 @@ class FragmentUnit:
             _resampled(strip.t1[inside], turn, size, Image.Resampling.BILINEAR),
             _resampled(strip.t2[inside], turn, size, Image.Resampling.BILINEAR),
             label,
-            label_values(raw),
+            label_values(raw[label != IGNORE]),
         )
 
 

@@ -30,7 +30,7 @@ COLUMNS = {
     "valid_pixels": "pixels inside the scene and not nodata",
     "changed_pixels": "valid pixels that changed",
     "changed_fraction": "changed_pixels / valid_pixels, 0 where nothing is valid",
-    "label_values": "values found in the label file before its rule was applied, ascending",
+    "label_values": "values of the valid pixels in the label file, before its rule was applied",
     "t1_sum": "sum over valid pixels of each RGB band of date 1",
     "t2_sum": "the same of date 2",
     "t1_sum_of_squares": "sum of squares over valid pixels of each RGB band of date 1",

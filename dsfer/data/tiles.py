@@ -35,7 +35,7 @@ class Tile:
         t1: date 1, (size, size, 3) RGB uint8.
         t2: date 2, (size, size, 3) RGB uint8.
         label: (size, size) uint8, 0 unchanged, 1 changed, 255 ignore.
-        label_values: values found in the label file.
+        label_values: values of the valid pixels in the label file, ascending.
     """
 
     place: dict[str, Any]
