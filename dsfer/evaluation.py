@@ -95,13 +95,19 @@ def count_tiles(
 
 
 def whole_scenes(manifest: pd.DataFrame) -> list[str]:
-    """Scenes of which every pixel lies in a tile of this split: those that can be stitched."""
-    area = (
-        (manifest["size"] - manifest["pad_rows"]) * (manifest["size"] - manifest["pad_cols"])
-    ).groupby(manifest["scene"])
-    size = manifest.groupby("scene")[["scene_rows", "scene_cols"]].first().prod(axis=1)
-    covered = area.sum()
-    return [scene for scene in covered.index if covered[scene] == size[scene]]
+    """Scenes of which this split holds every tile of the grid: those that can be stitched.
+
+    Turned fragments (a manifest with the column `angle`) lie on no grid and never make a scene,
+    however many there are.
+    """
+    size = manifest["size"]
+    on_grid = (manifest["row"] % size == 0) & (manifest["col"] % size == 0)
+    if "angle" in manifest:
+        on_grid &= manifest["angle"].isna()
+    tiles = manifest[on_grid].drop_duplicates(["scene", "row", "col"])
+    grid = -(-tiles["scene_rows"] // tiles["size"]) * -(-tiles["scene_cols"] // tiles["size"])
+    found = grid.groupby(tiles["scene"]).agg(["first", "size"])
+    return found.index[found["first"] == found["size"]].tolist()
 
 
 def assemble_scene(tiles: TileShards, scene: str) -> tuple[np.ndarray, np.ndarray]:
