@@ -96,7 +96,8 @@ def f1_interval(scenes: pd.DataFrame, *, seed: int, resamples: int = 2000) -> tu
     def f1(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, axis: int = -1) -> np.ndarray:
         hits = 2 * tp.sum(axis)
         total = hits + fp.sum(axis) + fn.sum(axis)
-        return 100 * np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
+        share: np.ndarray = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
+        return 100 * share
 
     interval = bootstrap(
         columns,

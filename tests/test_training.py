@@ -201,7 +201,7 @@ def test_poly_is_the_released_code_s():
 def test_cosine_warms_up_and_ends_at_zero():
     cosine = dataclasses.replace(schedule("cosine"), warmup=500)
     rates = [learning_rate(step, cosine) for step in range(0, 30_001, 50)]
-    assert learning_rate(499, cosine) == max(rates + [learning_rate(499, cosine)]) == 1e-5
+    assert learning_rate(499, cosine) == max([*rates, learning_rate(499, cosine)]) == 1e-5
     assert learning_rate(0, cosine) == pytest.approx(1e-5 / 500)
     assert learning_rate(30_000, cosine) == pytest.approx(0, abs=1e-12)
 

@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_refused(released, tmp_path, change):
     else:
         states["hopf4.linear_q.linear_qkv.weight"] = torch.zeros(256, 512)
     torch.save(states, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match="outc.conv.bias|gamma|hopf4"):
+    with pytest.raises(CheckpointError, match=r"outc\.conv\.bias|gamma|hopf4"):
         import_dsfer_net(tmp_path / "model.pth", dsfer.create_model("dsfer-net"))
 
 

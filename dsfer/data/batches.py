@@ -93,7 +93,7 @@ class BatchSource:
             return
         pairs, labels = self._memory
         indices = torch.from_numpy(order).to(pairs.device)
-        for chosen in indices.split(batch_size):
+        for chosen in torch.split(indices, batch_size):
             yield (
                 pairs[chosen].to(self.device, non_blocking=True),
                 labels[chosen].to(self.device, non_blocking=True),
@@ -101,7 +101,7 @@ class BatchSource:
 
     def _stream(self, order: np.ndarray, batch_size: int) -> Iterator[Batch]:
         cuts = range(0, len(order), batch_size)
-        loader = DataLoader(
+        loader: DataLoader[Batch] = DataLoader(
             self.tiles,  # type: ignore[arg-type]
             batch_sampler=[order[cut : cut + batch_size].tolist() for cut in cuts],
             num_workers=self.workers,

@@ -76,7 +76,7 @@ class FeatureRetrieval(nn.Module):
             scale=self.beta,
         )
         mask = retrieved.sum(dim=1).sigmoid()  # b n c
-        mask = mask.transpose(1, 2).unflatten(2, (h, w))  # b c h w
+        mask = mask.transpose(1, 2).reshape(b, -1, h, w)  # b c h w
         return mask, self.head(mask)
 
     def _check_size(self, features: Tensor) -> None:

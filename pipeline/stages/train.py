@@ -97,7 +97,7 @@ def live_reporter(live: Live) -> Callable[[Record], None]:
         for name, value in record.items():
             if name != "step":
                 live.log_metric(name, value)
-        live.make_summary()  # metrics.json is current at every record
+        live.make_summary()  # type: ignore[no-untyped-call] # metrics.json is always current
 
     return report
 
