@@ -1,0 +1,37 @@
+"""Nothing in this project reports to anybody: the project's own settings say so."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def printed(*command: str) -> str:
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_dvc_sends_no_analytics_and_looks_for_no_update():
+    config = (ROOT / ".dvc" / "config").read_text()
+    assert "analytics = false" in config
+    assert "check_update = false" in config
+
+
+def test_prefect_starts_here_with_its_analytics_off():
+    # Importing the server also proves that the pinned fastapi is one that it works with.
+    code = (
+        "import prefect.server.api.server\n"
+        "from prefect.settings import get_current_settings\n"
+        "print(get_current_settings().server.analytics_enabled)"
+    )
+    assert printed(sys.executable, "-c", code) == "False"
+
+
+def test_great_expectations_has_no_analytics_package():
+    code = (
+        "import importlib.util\n"
+        "print(importlib.util.find_spec('great_expectations.analytics') is None)"
+    )
+    assert printed(sys.executable, "-c", code) == "True"
