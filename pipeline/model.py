@@ -47,12 +47,6 @@ def build_network(settings: Settings) -> nn.Module:
     )
 
 
-def input_statistics(settings: Settings, tiles: TileShards) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each RGB band: published, else of the training split."""
-    entry = settings.data.entry
-    return torch.tensor(entry.mean or tiles.mean), torch.tensor(entry.std or tiles.std)
-
-
 def build_inference(
     settings: Settings, mean: torch.Tensor, std: torch.Tensor, device: torch.device
 ) -> Inference:
@@ -92,16 +86,11 @@ def build_training(settings: Settings, train: TileShards, device: torch.device) 
 def class_weights(settings: Settings, train: TileShards) -> tuple[float, float]:
     """Weights (w0, w1) of unchanged and changed pixels, inverse to their frequency.
 
-    The published figures belong to the published split; any other split has its own.
-
     Raises:
         DataError: the training split shows no change.
     """
     if settings.recipe.class_weights == "none":
         return 1.0, 1.0
-    entry = settings.data.entry
-    if entry.class_weights is not None and settings.data.split == entry.split.default:
-        return entry.class_weights
     unchanged, changed = train.class_frequency
     if not (unchanged and changed):
         raise DataError(

@@ -1,10 +1,13 @@
 """Make the pages of `dvc plots` readable offline.
 
 DVC's own page loads Vega from a content delivery network, so without one its curves stay blank.
-`python -m pipeline.plots` writes a page template that holds Vega itself; `plots.html_template` in
-`.dvc/config` names it.
+`python -m pipeline.plots` writes a page template that holds Vega itself, and sets
+`plots.html_template` to it in `.dvc/config.local`. DVC refuses to draw when a template that its
+configuration names is missing; so both are made here, for this machine, and neither is in git.
 """
 
+import subprocess
+import sys
 from pathlib import Path
 
 import vl_convert
@@ -49,7 +52,7 @@ def offline_template() -> str:
 
 
 def main() -> None:
-    """Write the template into the `.dvc` folder of the current project.
+    """Write the template into the `.dvc` folder of the current project, and make DVC use it.
 
     Raises:
         DataError: the current folder is no DVC project.
@@ -59,6 +62,8 @@ def main() -> None:
             "no DVC project here", where=Path.cwd(), mend="change to the folder of dvc.yaml"
         )
     write_bytes(TEMPLATE, offline_template().encode())
+    setting = ["config", "--local", "plots.html_template", TEMPLATE.name]
+    subprocess.run([sys.executable, "-m", "dvc", *setting], check=True)  # noqa: S603 - no input
     print(f"wrote {TEMPLATE}")
 
 

@@ -31,3 +31,4 @@ def test_main_writes_into_the_project(tmp_path, monkeypatch, template):
     (tmp_path / ".dvc").mkdir()
     plots.main()
     assert (tmp_path / ".dvc/plots-offline.html").read_text() == template
+    assert "plots-offline.html" in (tmp_path / ".dvc/config.local").read_text()

@@ -1,8 +1,9 @@
 """Stage shard: the tiles of each split become WebDataset tars with a verified index."""
 
 from dsfer.data.manifest import SPLITS, read_manifest
-from dsfer.data.shards import data_statistics, write_shards
+from dsfer.data.shards import Statistics, data_statistics, write_shards
 from dsfer.files import read_json
+from pipeline.catalog import DatasetEntry
 from pipeline.params import current_settings
 from pipeline.stages import run
 
@@ -10,15 +11,15 @@ from pipeline.stages import run
 def main() -> None:
     """Write the shards of every split of the chosen data set.
 
-    Published means and standard deviations are used where the catalog has them.
+    Their index says what training needs to know of the pixels: what the catalog publishes where it
+    has it, else what the training split shows.
     """
     settings = current_settings()
     entry = settings.data.entry
     manifest = read_manifest(settings.folder / "split" / "manifest.parquet")
     split_hash = read_json(settings.folder / "split" / "split.json")["hash"]
-    statistics = data_statistics(manifest[manifest["split"] == "train"])
-    if entry.mean is not None and entry.std is not None:
-        statistics = statistics._replace(mean=entry.mean, std=entry.std)
+    measured = data_statistics(manifest[manifest["split"] == "train"])
+    statistics = published_statistics(entry, settings.data.split, measured)
     for split in SPLITS:
         write_shards(
             settings.folder / "tiles",
@@ -28,6 +29,17 @@ def main() -> None:
             split_hash=split_hash,
             statistics=statistics,
         )
+
+
+def published_statistics(entry: DatasetEntry, split: str, measured: Statistics) -> Statistics:
+    """Replace what was measured by what is published; class weights are those of one split only."""
+    mean, std, class_frequency = measured
+    if entry.mean is not None and entry.std is not None:
+        mean, std = entry.mean, entry.std
+    if entry.class_weights is not None and split == entry.split.default:
+        unchanged, changed = entry.class_weights
+        class_frequency = (1 / unchanged, 1 / changed)
+    return Statistics(mean, std, class_frequency)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import torch
 from dvclive.live import Live
 
 from dsfer.data.shards import TileShards
@@ -21,13 +22,15 @@ from pipeline.model import (
     build_network,
     build_training,
     choose_device,
-    input_statistics,
 )
 from pipeline.params import Settings, current_settings
 from pipeline.stages import run
 
 MACHINE_KEYS = ("device", "compile", "in_memory", "workers", "overlap")
 """Parameters that a run may be continued with other values of."""
+
+CODE = ("training.py", "losses.py", "evaluation.py", "data/batches.py", "data/transforms.py")
+"""Modules of `dsfer`, beside the networks, that a run must not be continued with others of."""
 
 
 def main() -> None:
@@ -37,7 +40,6 @@ def main() -> None:
     out = settings.model_folder / "training"
     out.mkdir(parents=True, exist_ok=True)
     device = choose_device(settings.params.device)
-    mean, std = input_statistics(settings, train)
     fingerprint = run_fingerprint(settings, train, val)
     resume = resume_folder(fingerprint)
     trainer = Trainer(
@@ -45,7 +47,7 @@ def main() -> None:
         train,
         val,
         build_training(settings, train, device),
-        build_inference(settings, mean, std, device),
+        build_inference(settings, torch.tensor(train.mean), torch.tensor(train.std), device),
         checkpoint=resume / "last.pt",
         fingerprint=fingerprint,
     )
@@ -68,10 +70,13 @@ def run_fingerprint(settings: Settings, *splits: TileShards) -> str:
     """
     values = {k: v for k, v in settings.resolved().items() if k not in MACHINE_KEYS}
     code = Path(__file__).parents[2] / "dsfer"
-    sources = [code / "training.py", code / "losses.py", *sorted(code.glob("models/*.py"))]
+    sources = [*(code / name for name in CODE), *sorted(code.glob("models/*.py"))]
     parts = [
         json.dumps(values, sort_keys=True),
-        *(tiles.split_hash + json.dumps(tiles.ids) for tiles in splits),
+        *(
+            json.dumps([tiles.split_hash, tiles.ids, tiles.mean, tiles.std, tiles.class_frequency])
+            for tiles in splits
+        ),
         *(path.read_text(encoding="utf-8") for path in sources),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
