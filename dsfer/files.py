@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from dsfer.errors import DataError
 
@@ -40,9 +43,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     When the block raises or the process is killed, whatever was at `path` stays. The content is
     not flushed to the disk: it is large, and hashes beside it tell a damaged file from a whole one.
+    What a killed process left of an earlier try is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+    _remove_leftovers(path)
+    prefix = f".tmp-{path.name}-{os.getpid()}-"
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -50,6 +56,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary folders for `path` whose process is gone (or had this one's number)."""
+    for folder in path.parent.iterdir():
+        match = re.fullmatch(rf"\.tmp-{re.escape(path.name)}-(\d+)-\w+", folder.name)
+        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -115,6 +115,8 @@ def learning_rate(step: int, training: Training) -> float:
 class Trainer:
     """One run: the network, its optimiser, its data, and where it saves its state.
 
+    Where the checkpoint exists already, the run is in the state that it holds.
+
     Args:
         model: the network, on the device of `inference`.
         train: training split.
@@ -126,6 +128,7 @@ class Trainer:
 
     Raises:
         LeakageError: a split other than train and val was given.
+        CheckpointError: the checkpoint is damaged or of another run.
     """
 
     def __init__(
@@ -177,6 +180,7 @@ class Trainer:
         self.history: list[Record] = []
         self.best: Record = {}
         self.best_states: dict[str, Tensor] = {}
+        self._restore()
 
     def fit(
         self,
@@ -193,10 +197,8 @@ class Trainer:
         Raises:
             TrainingError: the loss is not finite, or the device ran out of memory. The last good
                 state stays on disk.
-            CheckpointError: the checkpoint is damaged or of another run.
             Interrupted: `stop` said so.
         """
-        self._restore()
         for record in self.history:
             report(record)
         try:

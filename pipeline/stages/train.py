@@ -38,7 +38,6 @@ def main() -> None:
     settings = current_settings()
     train, val = (TileShards(settings.folder / "shards" / split) for split in ("train", "val"))
     out = settings.model_folder / "training"
-    out.mkdir(parents=True, exist_ok=True)
     device = choose_device(settings.params.device)
     fingerprint = run_fingerprint(settings, train, val)
     resume = resume_folder(fingerprint)
@@ -88,7 +87,6 @@ def resume_folder(fingerprint: str) -> Path:
     Experiments run in a temporary copy of the project; DVC_ROOT then names the real one.
     """
     folder = Path(os.environ.get("DVC_ROOT", ".")) / ".dvc" / "tmp" / "resume" / fingerprint
-    folder.mkdir(parents=True, exist_ok=True)
     for half_written in folder.glob(".tmp-*"):
         half_written.unlink()
     return folder

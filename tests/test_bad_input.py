@@ -1,0 +1,388 @@
+"""Bad input as a user meets it: a stage stops with one message, and leaves nothing half-written.
+
+What the functions below the stages make of bad input is tested beside them (test_layouts,
+test_crop, test_shards, test_weights, ...); here whole stages run. That a GPU runs out of memory
+cannot be provoked on machines without one, and is not tested.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from ruamel.yaml import YAML
+
+import dsfer
+from dsfer.checkpoint import save_checkpoint
+from dsfer.data.manifest import read_manifest
+from dsfer.data.shards import TileShards
+from dsfer.weights import Metadata, save_weights
+from pipeline import stages
+from pipeline.params import current_settings
+from pipeline.stages import crop, download, evaluate, shard, split, train
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "dataset": "folder/mine", "source": "imagery", "tile_size": 32, "padding": "pad",
+    "split": "scenes", "split_ratio": [2, 1, 1], "split_seed": 0, "label_rule": None,
+    "model": "dsfer-net", "variant": "base+cf+dsfr", "norm": "volume", "hopfield_dim": 16,
+    "width": 0.125, "pretrained": "none", "recipe": "modern", "iterations": 2, "batch_size": 2,
+    "validate_every": 2, "class_weights": "inverse-frequency", "device": "cpu", "compile": False,
+    "in_memory": True, "workers": 0,
+}  # fmt: skip
+
+
+def configure(folder: Path, **changes: Any) -> None:
+    yaml = YAML(typ="safe", pure=True)
+    values = yaml.load((ROOT / "params.yaml").read_text()) | TINY | changes
+    with (folder / "params.yaml").open("w") as file:
+        yaml.dump(values, file)
+
+
+def imagery(folder: Path, *, scenes: int = 4, size: int = 64, changed: bool = True) -> None:
+    """A user's folder of small scenes."""
+    rng = np.random.default_rng(0)
+    for i in range(scenes):
+        label = np.zeros((size, size), np.uint8)
+        label[: size // 2, ::3] = 255 * changed
+        pixels = {
+            "A": rng.integers(0, 256, (size, size, 3), dtype=np.uint8),
+            "B": rng.integers(0, 256, (size, size, 3), dtype=np.uint8),
+            "label": label,
+        }
+        for name, values in pixels.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(folder / name / f"s{i}.png")
+
+
+def content(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder with its bytes, and every folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def refusal(main: Callable[[], None]) -> str:
+    """What a stage says when it stops on an error; nothing in the project may have changed."""
+    before = content(Path())
+    with pytest.raises(SystemExit) as stop:
+        stages.run(main)
+    message = stop.value.code
+    assert isinstance(message, str), "exit status is not that of an error"
+    assert message.startswith("error: ")
+    assert message.count("To mend it: ") == 1
+    assert "\n" not in message and "Traceback" not in message
+    assert content(Path()) == before
+    return message
+
+
+def process(module: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A stage as DVC starts it."""
+    environment = {k: v for k, v in os.environ.items() if k != "DVC_ROOT"} | {
+        "PYTHONPATH": str(ROOT)
+    }
+    return subprocess.run(
+        [sys.executable, "-m", module], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """An empty project with a folder of imagery, and the current folder in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    configure(tmp_path)
+    imagery(tmp_path / "imagery")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A project whose shards are written."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        configure(folder)
+        imagery(folder / "imagery")
+        for stage in (download, crop, split, shard):
+            stage.main()
+    return folder
+
+
+@pytest.fixture
+def sharded(prepared, tmp_path, monkeypatch) -> Path:
+    """A copy of it, and the current folder in the copy; returns the data set's folder."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return Path("data/folder/mine")
+
+
+# As processes: exit status and streams.
+
+
+def test_a_wrong_parameter_stops_a_stage_before_it_starts(tmp_path):
+    configure(tmp_path, tile_size=100, norm="channel")
+    before = content(tmp_path)
+    done = process("pipeline.stages.download", tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        "error: params.yaml, tile_size: 100 is not divisible by 16, and the network halves its "
+        "input four times. To mend it: set tile_size to 96 or 112.\n"
+    )
+    assert content(tmp_path) == before
+
+
+def test_a_missing_archive_says_where_to_put_it(tmp_path):
+    configure(tmp_path, dataset="whu-cd", source="pipeline/catalog.yaml", split=None,
+              split_ratio=None)  # fmt: skip
+    done = process("pipeline.stages.download", tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    archive = "data/downloads/whu-cd/Building change detection dataset.zip"
+    assert last.startswith(f"error: {archive}: ")
+    assert "To mend it: " in last
+    assert not (tmp_path / "data" / "whu-cd").exists()
+    assert not (tmp_path / archive).exists()
+
+
+KILLED = """
+import os, signal
+from dsfer.data import tiles
+from pipeline.stages import crop
+
+tiles.write_manifest = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+if __name__ == "__main__":
+    crop.main()
+"""
+
+
+def test_what_a_killed_crop_left_is_gone_after_the_next(project):
+    download.main()
+    (project / "killed.py").write_text(KILLED)
+    done = process("killed", project)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    folder = project / "data" / "folder" / "mine"
+    left = list(folder.glob(".tmp-*"))
+    assert len(left) == 1 and list(left[0].glob("*.tar"))
+    assert not (folder / "tiles").exists()
+    crop.main()
+    assert sorted(path.name for path in folder.iterdir()) == ["raw", "tiles"]
+    assert len(read_manifest(folder / "tiles" / "manifest.parquet")) == 16
+
+
+# Imagery.
+
+
+def copy_under_another_suffix(folder: Path) -> None:
+    shutil.copy(folder / "A/s1.png", folder / "A/s1.tif")
+
+
+def empty(folder: Path) -> None:
+    for path in folder.glob("B/*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (lambda f: (f / "label/s2.png").unlink(), ["imagery/label: ", "'s2'", "imagery/A/s2.png"]),
+        (lambda f: (f / "B/s0.png").unlink(), ["imagery/B: ", "'s0'"]),
+        (empty, ["imagery/B: ", "holds no image"]),
+        (copy_under_another_suffix, ["imagery/A: ", "s1.png", "s1.tif", "same stem"]),
+        (lambda f: shutil.rmtree(f / "label"), ["imagery: ", "label"]),
+        (shutil.rmtree, ["imagery: ", "no such folder"]),
+    ],
+    ids=["label", "partner", "empty", "stems", "labels", "folder"],
+)
+def test_folders_that_do_not_pair(project, damage, parts):
+    damage(project / "imagery")
+    message = refusal(download.main)
+    assert all(part in message for part in parts), message
+
+
+def test_no_published_split_in_a_folder_without_one(project):
+    configure(project, split="published", split_ratio=None)
+    message = refusal(download.main)
+    assert "imagery: " in message and "set split to scenes, random or spatial" in message
+
+
+def wider(folder: Path) -> None:
+    Image.new("RGB", (65, 64)).save(folder / "B/s1.png")
+
+
+def wrong_values(folder: Path) -> None:
+    Image.fromarray(np.full((64, 64), 7, np.uint8)).save(folder / "label/s3.png")
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "A/s2.png"
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def a_web_page(folder: Path) -> None:
+    (folder / "B/s2.png").write_text("<html>quota exceeded</html>")
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (wider, ["imagery/B/s1.png: ", "65 x 64", "64 x 64"]),
+        (wrong_values, ["imagery/label/s3.png: ", "values 7", "binary255"]),
+        (truncated, ["imagery/A/s2.png: ", "damaged"]),
+        (a_web_page, ["imagery/B/s2.png: ", "cannot be opened as an image"]),
+        (lambda f: (f / "label/s0.png").unlink(), ["imagery/label/s0.png: ", "no such file"]),
+        (lambda f: configure(f.parent, padding="drop", tile_size=128),
+         ["imagery/A/s0.png: ", "128 x 128", "padding: pad"]),
+        (lambda f: configure(f.parent, label_rule="binary01"), ["values 255", "binary255"]),
+        (lambda f: configure(f.parent, bands=[4, 3, 2]), ["imagery/A/s0.png: ", "no band 4"]),
+        (lambda f: shutil.rmtree(f.parent / "data"), ["scenes.json: no such file", "run the "]),
+    ],
+    ids=["size", "values", "truncated", "page", "gone", "tile", "rule", "bands", "stage"],
+)  # fmt: skip
+def test_imagery_that_cannot_be_cut(project, damage, parts):
+    download.main()
+    damage(project / "imagery")
+    message = refusal(crop.main)
+    assert all(part in message for part in parts), message
+
+
+def test_too_few_scenes_for_the_split(sharded):
+    configure(Path(), split_ratio=[1000, 1, 1], split="random")
+    message = refusal(split.main)
+    assert "1000:1:1" in message and "without a tile" in message and "split_ratio" in message
+
+
+# Shards, weights and checkpoints.
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (lambda s: flip(s / "train/shard-000000.tar"), ["train/shard-000000.tar: ", "SHA-256"]),
+        (lambda s: flip(s / "val/shard-000000.tar"), ["val/shard-000000.tar: ", "SHA-256"]),
+        (lambda s: (s / "train/shard-000000.tar").unlink(), ["no such shard"]),
+        (lambda s: (s / "val/index.json").unlink(), ["val/index.json: no such file"]),
+        (lambda s: shutil.rmtree(s), ["train/index.json: no such file"]),
+    ],
+    ids=["flipped", "flipped-val", "missing", "index", "all"],
+)
+def test_damaged_shards_stop_training(sharded, damage, parts):
+    damage(sharded / "shards")
+    message = refusal(train.main)
+    assert all(part in message for part in parts), message
+    assert "run the shard stage again" in message
+
+
+def test_a_tile_that_changed_after_the_crop_stops_the_shards(sharded):
+    flip(next((sharded / "tiles").glob("*.tar")))
+    before = content(sharded / "shards")
+    assert "the manifest says" in refusal(shard.main)
+    assert content(sharded / "shards") == before
+
+
+def test_a_training_split_without_change(project):
+    imagery(project / "imagery", changed=False)
+    for stage in (download, crop, split, shard):
+        stage.main()
+    message = refusal(train.main)
+    assert "data/folder/mine/shards/train: all training pixels are unchanged" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(sharded):
+    configure(Path(), device="cuda")
+    assert "params.yaml, device: 'cuda' was asked for" in refusal(train.main)
+
+
+def test_imagenet_weights_that_do_not_fit(sharded):
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, "vgg.pth")
+    configure(Path(), pretrained="vgg.pth", width=1)
+    message = refusal(train.main)
+    assert "vgg.pth: does not fit VGG-16" in message
+    Path("vgg.pth").write_text("<html>quota exceeded</html>")
+    assert "error: vgg.pth: " in refusal(train.main)
+
+
+@pytest.mark.parametrize("damage", ["cut", "schema", "run"])
+def test_a_checkpoint_that_is_not_of_this_run(sharded, damage):
+    settings = current_settings()
+    splits = (TileShards(sharded / "shards" / name) for name in ("train", "val"))
+    fingerprint = train.run_fingerprint(settings, *splits)
+    path = Path(".dvc/tmp/resume") / fingerprint / "last.pt"
+    save_checkpoint(path, {"fingerprint": fingerprint if damage == "cut" else "other"})
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-50])
+    if damage == "schema":
+        torch.save({"fingerprint": fingerprint, "schema": 0}, path)
+    message = refusal(train.main)
+    assert f"error: {path}: " in message
+    assert {"cut": "not a readable", "schema": "schema 0", "run": "run other"}[damage] in message
+    assert "delete it to start this run anew" in message
+
+
+def weights(folder: Path, *, model: str = "dsfer-net", schema: int = 1, **options: Any) -> Path:
+    path = folder / "models/dsfer-net/training/weights.safetensors"
+    built = {"width": 0.125, "image_size": 32, "hopfield_dim": 16}
+    network = dsfer.create_model("dsfer-net", **built)
+    about = {"best": {"step": 1}}
+    metadata = Metadata(model, built | options, (0, 0, 0), (1, 1, 1), about, schema)
+    save_weights(network, path, metadata)
+    return path
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ("options", "damage", "parts"),
+    [
+        ({"model": "bit"}, None, ["holds weights of 'bit', not of 'dsfer-net'", "set model to"]),
+        ({"schema": 9}, None, ["schema 9", "write it again"]),
+        ({"width": 0.25}, None, ["misshapen", "width"]),
+        ({"variant": "base+cf"}, None, ["unknown", "variant"]),
+        ({}, cut, ["not a dsfer weights file"]),
+        ({}, Path.unlink, ["no such file", "train first"]),
+    ],
+    ids=["model", "schema", "width", "variant", "cut", "missing"],
+)
+def test_weights_that_cannot_be_evaluated(sharded, options, damage, parts):
+    path = weights(sharded, **options)
+    if damage is not None:
+        damage(path)
+    message = refusal(evaluate.main)
+    assert f"error: {path}: " in message
+    assert all(part in message for part in parts), message
+
+
+def test_a_damaged_test_split_stops_the_evaluation(sharded):
+    weights(sharded)
+    flip(sharded / "shards/test/shard-000000.tar")
+    assert "shards/test/shard-000000.tar: has SHA-256" in refusal(evaluate.main)
+
+
+def test_weights_for_another_tile_size(sharded):
+    path = sharded / "models/dsfer-net/training/weights.safetensors"
+    options = {"width": 0.125, "image_size": 64, "hopfield_dim": 16}
+    metadata = Metadata("dsfer-net", options, (0, 0, 0), (1, 1, 1), {"best": {"step": 1}})
+    save_weights(dsfer.create_model("dsfer-net", **options), path, metadata)
+    message = refusal(evaluate.main)
+    assert "layer norm was built for" in message and "image_size" in message

@@ -1,0 +1,77 @@
+"""Files and folders are whole or not there, whatever happens while they are written."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dsfer.errors import DataError
+from dsfer.files import atomic_folder, atomic_path, read_json, sha256_file, write_json
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "a.csv"
+    with atomic_path(path) as temporary:
+        assert temporary.suffix == ".csv"
+        temporary.write_text("1")
+        assert not path.exists()
+    assert (path.read_text(), names(path.parent)) == ("1", ["a.csv"])
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_an_error_leaves_the_former_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert (path.read_text(), names(tmp_path)) == ("old", ["a.txt"])
+
+
+def test_an_error_leaves_the_former_folder(tmp_path):
+    path = tmp_path / "out"
+    with atomic_folder(path) as temporary:
+        (temporary / "old").touch()
+    with pytest.raises(ZeroDivisionError), atomic_folder(path) as temporary:
+        (temporary / "half").touch()
+        raise ZeroDivisionError
+    assert (names(path), names(tmp_path)) == (["old"], ["out"])
+    with atomic_folder(path) as temporary:
+        (temporary / "new").touch()
+    assert (names(path), names(tmp_path)) == (["new"], ["out"])
+
+
+def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    kept = [f".tmp-out-{os.getppid()}-abc", f".tmp-out-x-{dead.pid}-abc", ".tmp-other-1-a", "out-1"]
+    for name in (f".tmp-out-{dead.pid}-a1_b", f".tmp-out-{os.getpid()}-abc", *kept):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").touch()
+    with atomic_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == sorted([*kept, "out"])
+
+
+def test_json_comes_back_and_damage_is_named(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"é": [1, None]})
+    assert read_json(path) == {"é": [1, None]}
+    assert path.read_text(encoding="utf-8").endswith("}\n")
+    assert json.loads(path.read_bytes())
+    path.write_text('{"a": ')
+    with pytest.raises(DataError, match=r"a\.json: not valid JSON.*run the stage"):
+        read_json(path)
+    with pytest.raises(DataError, match=r"none\.json: no such file.*run the stage"):
+        read_json(tmp_path / "none.json")
+
+
+def test_the_hash_is_that_of_the_content(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
