@@ -285,7 +285,7 @@ def _check_pretrained(recipe: Recipe) -> None:
         raise _impossible(
             "pretrained",
             f"'{recipe.pretrained}' is no file",
-            "set it to imagenet, none, or the path of a file of VGG-16 weights",
+            "set it to imagenet, none, or the full path of a file of VGG-16 weights",
         )
 
 

@@ -1,8 +1,8 @@
 """Bad input as a user meets it: a stage stops with one message, and leaves nothing half-written.
 
 What the functions below the stages make of bad input is tested beside them (test_layouts,
-test_crop, test_shards, test_weights, ...); here whole stages run. That a GPU runs out of memory
-cannot be provoked on machines without one, and is not tested.
+test_crop, test_shards, test_weights, ...); here whole stages run. A GPU that runs out of memory
+cannot be provoked where there is none; test_training pretends that it does.
 """
 
 import os

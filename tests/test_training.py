@@ -140,6 +140,17 @@ def test_a_lost_loss_stops_the_run_and_keeps_the_last_good_state(tmp_path):
     assert load_checkpoint(tmp_path / "last.pt", "run")["step"] == 4
 
 
+def test_running_out_of_gpu_memory_names_a_smaller_batch(tmp_path):
+    def too_much(*batch):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    run = trainer(tmp_path)
+    run._train_step = too_much
+    with pytest.raises(TrainingError, match=r"memory with batch_size 4.*try batch_size: 2\."):
+        run.fit()
+    assert not (tmp_path / "last.pt").exists()
+
+
 def test_training_cannot_be_given_the_test_split(tmp_path):
     with pytest.raises(LeakageError, match="'test'"):
         Trainer(
