@@ -41,21 +41,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; put it in place of `path` when the block succeeds.
 
-    When the block raises or the process is killed, whatever was at `path` stays. The content is
-    not flushed to the disk: it is large, and hashes beside it tell a damaged file from a whole one.
+    When the block raises or the process is killed, whatever was at `path` stays; killed between
+    the two renames, it lies beside `path` and is brought back by the next try. The content is not
+    flushed to the disk: it is large, and hashes beside it tell a damaged file from a whole one.
     What a killed process left of an earlier try is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    former = path.with_name(f".former-{path.name}")
+    _settle(path, former)
     _remove_leftovers(path)
     prefix = f".tmp-{path.name}-{os.getpid()}-"
     temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            path.replace(former)
         temporary.replace(path)
     finally:
+        _settle(path, former)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle(path: Path, former: Path) -> None:
+    """Bring back the folder that was moved aside if nothing took its place, else remove it."""
+    if former.exists() and not path.exists():
+        former.replace(path)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def _remove_leftovers(path: Path) -> None:

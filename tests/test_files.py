@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,48 @@ def test_an_error_leaves_the_former_folder(tmp_path):
     with atomic_folder(path) as temporary:
         (temporary / "new").touch()
     assert (names(path), names(tmp_path)) == (["new"], ["out"])
+
+
+def test_the_former_folder_is_there_until_the_new_one_is(tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    with atomic_folder(path) as temporary:
+        (temporary / "old").touch()
+    replace, states = Path.replace, []
+
+    def watched(source, target):
+        replace(source, target)
+        states.append({item.name for folder in tmp_path.iterdir() for item in folder.iterdir()})
+
+    monkeypatch.setattr(Path, "replace", watched)
+    with atomic_folder(path) as temporary:
+        (temporary / "new").touch()
+    assert states == [{"old", "new"}, {"old", "new"}]
+    assert (names(path), names(tmp_path)) == (["new"], ["out"])
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_former_one(tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    with atomic_folder(path) as temporary:
+        (temporary / "old").touch()
+    replace = Path.replace
+
+    def full_disk(source, target):
+        if source.name.startswith(".tmp-"):
+            raise OSError("no space left")
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(OSError, match="no space"), atomic_folder(path) as temporary:
+        (temporary / "new").touch()
+    assert (names(path), names(tmp_path)) == (["old"], ["out"])
+
+
+def test_a_kill_between_the_renames_loses_nothing(tmp_path):
+    (tmp_path / ".former-out").mkdir()
+    (tmp_path / ".former-out" / "old").touch()
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "out"):
+        raise ZeroDivisionError
+    assert (names(tmp_path / "out"), names(tmp_path)) == (["old"], ["out"])
 
 
 def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp_path):
