@@ -231,12 +231,22 @@ def _unpack_rar(archive: Path, folder: Path) -> None:
 
 
 def _check_unpacked(members: list[Member], archive: Path, folder: Path) -> None:
-    """Compare what lies in the folder with what the archive's list promised."""
+    """Compare what lies in the folder with what the archive's list promised, and no more."""
+    listed = {folder / member.name for member in members}
+    listed |= {parent for place in listed for parent in place.parents}
+    for place in folder.rglob("*"):
+        is_link = place.is_symlink() or (place.is_file() and place.stat().st_nlink > 1)
+        if is_link or place not in listed:
+            raise _damaged(
+                archive,
+                f"{str(place.relative_to(folder))!r} is "
+                + ("a link, not a file" if is_link else "not on its list of members"),
+            )
     for member in members:
         place = folder / member.name
         if member.is_folder:
             continue
-        whole = place.is_file() and not place.is_symlink() and place.stat().st_size == member.size
+        whole = place.is_file() and place.stat().st_size == member.size
         if not whole or (member.crc is not None and _crc(place) != member.crc):
             raise _damaged(archive, f"member '{member.name}' did not unpack whole")
 

@@ -194,6 +194,28 @@ def test_what_the_rar_program_wrote_is_compared_with_the_list(tmp_path, monkeypa
     assert tree(tmp_path / "raw") == {"x": b"right"}
 
 
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        ("echo > y", "'y' is not on its list"),
+        ("mkdir z", "'z' is not on its list"),
+        ("ln -s /etc z", "'z' is a link"),
+        ("mv a ../elsewhere; ln -s ../elsewhere a", "'a' is a link"),
+        ("ln a/x a/y", "is a link"),
+    ],
+)
+def test_the_rar_program_wrote_what_was_listed_and_nothing_else(
+    tmp_path, monkeypatch, also, message
+):
+    path = rarred(tmp_path / "a.rar", {"a/x": b"right"})
+    search = os.environ["PATH"]
+    rar_program(tmp_path / "bin", monkeypatch, f"mkdir a; printf right > a/x; {also}")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{search}")
+    with pytest.raises(DownloadError, match=message):
+        unpack(path, "rar", tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
 def test_the_complaint_of_the_rar_program_is_passed_on(tmp_path, monkeypatch):
     path = rarred(tmp_path / "a.rar", CONTENT)
     rar_program(tmp_path / "bin", monkeypatch, "echo no space left >&2; exit 5")
