@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-IGNORE = 255
+from dsfer.data.manifest import IGNORE
+from dsfer.data.tars import Pixels
+
 BINS = 4096
 
-Pixels = NDArray[np.uint8]
 Tile = tuple[Pixels, Pixels]
 """Pair of shape (2, h, w, 3) and label of shape (h, w): 0, 1, or 255 to ignore."""
 

@@ -12,13 +12,11 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL import Image
 
 from dsfer.data.manifest import IGNORE
+from dsfer.data.tars import Pixels
 from dsfer.errors import DataError
-
-Pixels = NDArray[np.uint8]
 
 ERROR_COLOURS = {
     "TP": (255, 255, 255),

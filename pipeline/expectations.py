@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dsfer.data.labels import label_rule
-from dsfer.data.leakage import NEAR_DISTANCE
+from dsfer.data.leakage import HASH_BITS, NEAR_DISTANCE
 from dsfer.data.manifest import SPLITS
 from dsfer.errors import ValidationError
 from pipeline.catalog import Expected
@@ -98,8 +98,8 @@ def tile_rules(data: DataSettings, scenes: pd.DataFrame) -> list[Rule]:
         ),
         _null(
             "near_duplicate_of",
-            f"No tile looks almost like one of another split (over {NEAR_DISTANCE} of 128 hash "
-            "bits differ).",
+            f"No tile looks almost like one of another split (over {NEAR_DISTANCE} of {HASH_BITS} "
+            "hash bits differ).",
             twins,
             entry.leakage.duplicates,
         ),

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,26 +134,19 @@ Case = tuple[Tamper, str, str, str]
 ID = manifest()["id"].tolist()
 
 
-def cell(row: int, column: str, value: Any) -> Tamper:
-    """One value of the manifest."""
+def cell(row: int, column: str, value: Any, *, of_scenes: bool = False) -> Tamper:
+    """One value of the manifest, or of the scene table."""
 
     def change(tiles: pd.DataFrame, scenes: pd.DataFrame, record: dict[str, Any]) -> None:
-        values = tiles[column].tolist()
+        table = scenes if of_scenes else tiles
+        values = table[column].tolist()
         values[row] = value
-        tiles[column] = values
+        table[column] = values
 
     return change
 
 
-def fact(row: int, column: str, value: Any) -> Tamper:
-    """One value of the scene table."""
-
-    def change(tiles: pd.DataFrame, scenes: pd.DataFrame, record: dict[str, Any]) -> None:
-        values = scenes[column].tolist()
-        values[row] = value
-        scenes[column] = values
-
-    return change
+fact = partial(cell, of_scenes=True)
 
 
 def copied(source: int, target: int, *columns: str) -> Tamper:

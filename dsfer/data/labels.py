@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from dsfer.data.tars import Pixels
 from dsfer.errors import ConfigError, LabelError
-
-UInt8 = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,12 @@ def label_rule(name: str) -> LabelRule:
     return LABEL_RULES[name]
 
 
-def label_values(raw: UInt8) -> list[int]:
+def label_values(raw: Pixels) -> list[int]:
     """Values that occur in a label of any shape, ascending."""
     return [int(value) for value in np.flatnonzero(np.bincount(raw.ravel(), minlength=256))]
 
 
-def decode_label(raw: UInt8, rule: str, where: str | Path) -> UInt8:
+def decode_label(raw: Pixels, rule: str, where: str | Path) -> Pixels:
     """Read a label by a declared rule.
 
     Args:

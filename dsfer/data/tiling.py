@@ -1,6 +1,5 @@
 """Where the tiles of a scene lie: pure window arithmetic, no pixels."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,6 +66,8 @@ def grid_shape(rows: int, cols: int, size: int, padding: Padding) -> tuple[int, 
 def strip_windows(rows: int, cols: int, size: int, padding: Padding, strip: int) -> list[Window]:
     """Windows of one row of the grid, left to right.
 
+    With `pad` those of all rows cover each pixel of the scene exactly once.
+
     Args:
         rows: height of the scene in pixels.
         cols: width of the scene in pixels.
@@ -80,10 +81,3 @@ def strip_windows(rows: int, cols: int, size: int, padding: Padding, strip: int)
         Window(row, col, size, max(0, row + size - rows), max(0, col + size - cols))
         for col in range(0, count * size, size)
     ]
-
-
-def windows(rows: int, cols: int, size: int, padding: Padding) -> Iterator[Window]:
-    """All windows of a scene, row by row; with `pad` they cover each pixel exactly once."""
-    strips, _ = grid_shape(rows, cols, size, padding)
-    for strip in range(strips):
-        yield from strip_windows(rows, cols, size, padding, strip)
