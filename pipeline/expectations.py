@@ -5,6 +5,7 @@ them over a table and returns findings that name the row and the value.
 """
 
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -244,6 +245,7 @@ def check(facts: pd.DataFrame, rules: list[Rule], index: str) -> list[dict[str, 
 
 def _run(facts: pd.DataFrame, rules: list[Rule], index: str) -> dict[str, Any]:
     """Outcomes of Great Expectations by the key of the rule; its own order differs."""
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # some versions report when imported
     import great_expectations as gx  # takes seconds: only where a suite is run
     from great_expectations import expectations as classes
     from great_expectations.data_context.types.base import ProgressBarsConfig

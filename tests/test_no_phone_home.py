@@ -29,6 +29,17 @@ def test_prefect_starts_here_with_its_analytics_off():
     assert printed(sys.executable, "-c", code) == "False"
 
 
+def test_great_expectations_runs_with_its_analytics_off():
+    code = (
+        "import os\n"
+        "import pandas as pd\n"
+        "from pipeline.expectations import check\n"
+        "check(pd.DataFrame({'id': ['a']}), [], 'id')\n"
+        "print(os.environ['GX_ANALYTICS_ENABLED'])"
+    )
+    assert printed(sys.executable, "-c", code) == "false"
+
+
 def test_great_expectations_has_no_analytics_package():
     code = (
         "import importlib.util\n"
