@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from dsfer.errors import ConfigError
+from dsfer.weights import RELEASED_STATISTICS
 from pipeline.catalog import CATALOG, catalog_entry, load_catalog
 from pipeline.frozen import did_you_mean
 
@@ -56,6 +57,12 @@ def test_colour_statistics_are_in_rgb_order():
         mean = catalog_entry(name).mean
         assert mean is not None
         assert mean[0] > mean[2]
+
+
+def test_released_checkpoints_were_trained_with_the_statistics_of_the_catalog():
+    published = {entry.name: (entry.mean, entry.std) for entry in load_catalog().values()}
+    assert {name: published[name] for name in RELEASED_STATISTICS} == RELEASED_STATISTICS
+    assert set(RELEASED_STATISTICS) == {name for name, (mean, _) in published.items() if mean}
 
 
 def test_class_weights_are_inverse_frequencies():
