@@ -154,9 +154,16 @@ class Tiling(Frozen):
 
 
 class Leakage(Frozen):
-    """What the leakage audit does on near-duplicates and on neighbours across splits."""
+    """What the leakage audit does on tiles of two splits that share content or ground.
 
-    duplicates: Reaction
+    Attributes:
+        identical: one image, pixel by pixel, in both.
+        near: images that look almost the same.
+        adjacent: ground that touches or overlaps, as it always does where scenes are cut apart.
+    """
+
+    identical: Reaction
+    near: Reaction
     adjacent: Reaction
 
 

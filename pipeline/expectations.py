@@ -95,14 +95,14 @@ def tile_rules(data: DataSettings, scenes: pd.DataFrame) -> list[Rule]:
             {"column": "blank", "value_set": [False], "mostly": 1 - entry.blank_share},
         ),
         _null(
-            "identical_to", "No image occurs in two splits.", twins, entry.leakage.duplicates
+            "identical_to", "No image occurs in two splits.", twins, entry.leakage.identical
         ),
         _null(
             "near_duplicate_of",
             f"No tile looks almost like one of another split (over {NEAR_DISTANCE} of {HASH_BITS} "
             "hash bits differ).",
             twins,
-            entry.leakage.duplicates,
+            entry.leakage.near,
         ),
         _null(
             "adjacent_to",

@@ -105,6 +105,11 @@ def _leakage(audit: Audit, splits: pd.DataFrame, data: DataSettings) -> list[dic
     """How many tiles of each later split have a partner in each earlier one."""
     totals = splits.set_index("split")["tiles"]
     rules = data.entry.leakage
+    severity = {
+        "identical": rules.identical,
+        "near-identical": rules.near,
+        "adjacent": rules.adjacent,
+    }
     return [
         {
             "audit": name,
@@ -112,7 +117,7 @@ def _leakage(audit: Audit, splits: pd.DataFrame, data: DataSettings) -> list[dic
             "later": later,
             "tiles": int(((pairs["split_a"] == earlier) & (pairs["split_b"] == later)).sum()),
             "of": int(totals[later]),
-            "severity": rules.adjacent if name == "adjacent" else rules.duplicates,
+            "severity": severity[name],
         }
         for name, pairs in _audits(audit).items()
         for earlier, later in combinations(SPLITS, 2)

@@ -19,7 +19,7 @@ mine:
   label_rule: binary255
   tiling: {tile_size: 256, padding: pad}
   split: {default: scenes, policies: {scenes: {method: scenes, ratio: [7, 1, 2]}}}
-  leakage: {duplicates: fail, adjacent: warn}
+  leakage: {identical: fail, near: fail, adjacent: warn}
   blank_share: 0
   grid_tolerance: 0.5
 """
@@ -73,6 +73,18 @@ def test_class_weights_are_inverse_frequencies():
             assert 1 / entry.class_weights[1] == pytest.approx(train, abs=1e-5)
 
 
+def test_a_policy_that_cuts_scenes_apart_is_not_stopped_by_the_neighbours_it_makes():
+    for entry in load_catalog().values():
+        if {"random", "spatial"} & {policy.method for policy in entry.split.policies.values()}:
+            assert entry.leakage.adjacent == "warn"
+
+
+def test_what_was_never_seen_on_the_published_sets_does_not_stop_them():
+    for name in ("levir-cd", "whu-cd"):
+        leakage = catalog_entry(name).leakage
+        assert (leakage.identical, leakage.near) == ("fail", "warn")
+
+
 def test_every_archive_can_be_had_and_names_differ():
     for entry in load_catalog().values():
         archives = {a for release in entry.releases.values() for a in release.archives}
@@ -124,7 +136,7 @@ def test_the_form_of_an_entry_that_works(tmp_path):
         (", ratio: [7, 1, 2]", "", "needs a ratio"),
         ("[7, 1, 2]", "[0, 1, 2]", "positive train part"),
         ("ratio:", "release: other, ratio:", "unknown release 'other'"),
-        ("duplicates: fail", "duplicates: maybe", "leakage.duplicates"),
+        ("near: fail", "near: maybe", "leakage.near"),
     ],
 )
 def test_wrong_entries_name_the_key(tmp_path, old, new, message):

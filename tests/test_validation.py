@@ -25,6 +25,7 @@ from pipeline.validation import render, require_valid, validate, write_result
 
 SIZE, PIXELS = 8, 64
 SCENES = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
+STRICT = Leakage(identical="fail", near="fail", adjacent="fail")
 
 
 def manifest() -> pd.DataFrame:
@@ -69,8 +70,7 @@ def split_record() -> dict[str, Any]:
 
 def declared(
     expected: Expected | None = None,
-    duplicates: str = "fail",
-    adjacent: str = "fail",
+    leakage: Leakage = STRICT,
     **changes: Any,
 ) -> DataSettings:
     """A data set that publishes what `manifest` holds."""
@@ -86,7 +86,7 @@ def declared(
         update={
             "tiling": folder.tiling.model_copy(update={"tile_size": SIZE}),
             "split": SplitFacts(default="scenes", policies={"scenes": policy}),
-            "leakage": Leakage(duplicates=duplicates, adjacent=adjacent),
+            "leakage": leakage,
             "blank_share": 0.1,
         }
     )
@@ -289,7 +289,7 @@ def test_a_failure_stops_with_tile_value_mend_and_page(rounds: list[dict[str, An
 def test_a_declared_warning_does_not_stop(caplog: pytest.LogCaptureFixture) -> None:
     tiles = manifest()
     copied(0, 12, "t1_sha256", "t2_sha256", "t1_phash", "t2_phash", "scene")(tiles, None, None)  # type: ignore[arg-type]
-    settings = declared(Expected(), duplicates="warn", adjacent="warn")
+    settings = declared(Expected(), Leakage(identical="warn", near="fail", adjacent="warn"))
     result = validate(tiles, scene_table(), split_record(), settings, "folder/toy")
     assert result["status"] == "warn"
     assert {"tiles/identical_to", "tiles/adjacent_to"} <= set(violated(result))
@@ -297,6 +297,22 @@ def test_a_declared_warning_does_not_stop(caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.WARNING):
         require_valid(result, Path("m"), Path("p"))
     assert f"tile {ID[12]}: {ID[0]} in train" in caplog.text
+
+
+def test_what_is_identical_may_fail_where_what_looks_alike_only_warns() -> None:
+    settings = declared(Expected(), Leakage(identical="fail", near="warn", adjacent="warn"))
+    tiles = manifest()
+    copied(5, 13, "t1_phash", "t2_phash")(tiles, None, None)  # type: ignore[arg-type]
+    result = validate(tiles, scene_table(), split_record(), settings, "folder/toy")
+    assert {key: each["status"] for key, each in violated(result).items()} == {
+        "tiles/near_duplicate_of": "warn"
+    }
+    assert {row["audit"]: row["severity"] for row in result["leakage"]} == {
+        "identical": "fail", "near-identical": "warn", "adjacent": "warn",
+    }  # fmt: skip
+    copied(0, 12, "t1_sha256")(tiles, None, None)  # type: ignore[arg-type]
+    result = validate(tiles, scene_table(), split_record(), settings, "folder/toy")
+    assert violated(result)["tiles/identical_to"]["status"] == "fail"
 
 
 def test_leaks_are_counted_per_pair_of_splits(rounds: list[dict[str, Any]]) -> None:
