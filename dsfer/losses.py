@@ -16,6 +16,7 @@ from dsfer.models.output import ChangeOutput
 
 CrossEntropy = Literal["printed", "weighted-mean"]
 Dice = Literal["printed", "released"]
+ClassWeights = tuple[float, float]
 
 
 class LossTerms(NamedTuple):
@@ -40,7 +41,7 @@ class ChangeLoss:
     """
 
     lambda_: float
-    class_weights: tuple[float, float]
+    class_weights: ClassWeights
     cross_entropy: CrossEntropy = "printed"
     dice: Dice = "printed"
 
@@ -51,9 +52,7 @@ class ChangeLoss:
             output: logits (b, 2, h, w) and deep maps (b, 2, h/s, w/s).
             labels: (b, h, w) uint8.
         """
-        logits = output.logits.float()
-        weights = logits.new_tensor(self.class_weights)
-        ce = CROSS_ENTROPIES[self.cross_entropy](logits, labels, weights)
+        ce = CROSS_ENTROPIES[self.cross_entropy](output.logits.float(), labels, self.class_weights)
         dice_of = DICES[self.dice]
         dices = [
             dice_of(deep.float(), reduce_labels(labels, deep.shape[-1])) for deep in output.deep
@@ -62,18 +61,29 @@ class ChangeLoss:
         return LossTerms(ce + self.lambda_ * dice, ce, dice)
 
 
-def printed_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def printed_cross_entropy(logits: Tensor, labels: Tensor, weights: ClassWeights) -> Tensor:
     """Eq. 4: weighted cross entropy, averaged over pixels, with Ŷ the softmax of (b, 2, h, w)."""
-    summed = F.cross_entropy(logits, labels.long(), weights, ignore_index=IGNORE, reduction="sum")
-    return summed / (labels != IGNORE).sum().clamp(min=1)
+    return weighted_sum(logits, labels, weights) / (labels != IGNORE).sum().clamp(min=1)
 
 
-def weighted_mean_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def weighted_mean_cross_entropy(logits: Tensor, labels: Tensor, weights: ClassWeights) -> Tensor:
     """The released form of Eq. 4: divided by the sum of the pixels' weights, not their number."""
-    target = labels.long()
-    summed = F.cross_entropy(logits, target, weights, ignore_index=IGNORE, reduction="sum")
-    per_pixel = weights[target.clamp(max=1)] * (labels != IGNORE)
-    return summed / per_pixel.sum().clamp(min=weights.min())
+    total = pixel_weights(labels, weights, logits.dtype).sum()
+    return weighted_sum(logits, labels, weights) / total.clamp(min=min(weights))
+
+
+def weighted_sum(logits: Tensor, labels: Tensor, weights: ClassWeights) -> Tensor:
+    """Sum of the weighted cross entropy of all pixels."""
+    per_pixel = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")
+    return (per_pixel * pixel_weights(labels, weights, logits.dtype)).sum()
+
+
+def pixel_weights(labels: Tensor, weights: ClassWeights, dtype: torch.dtype) -> Tensor:
+    """Weight of each pixel by its class, 0 where it is ignored.
+
+    Made of plain numbers: a tensor made of Python values would stop the device in every step.
+    """
+    return (labels == 0).to(dtype) * weights[0] + (labels == 1).to(dtype) * weights[1]
 
 
 def printed_dice(logits: Tensor, labels: Tensor) -> Tensor:
@@ -112,7 +122,7 @@ def reduce_labels(labels: Tensor, side: int) -> Tensor:
     factor = labels.shape[-1] // side
     changed = F.max_pool2d((labels == 1).float().unsqueeze(1), factor).squeeze(1) > 0
     valid = F.max_pool2d((labels != IGNORE).float().unsqueeze(1), factor).squeeze(1) > 0
-    return torch.where(valid, changed.to(labels.dtype), labels.new_tensor(IGNORE))
+    return changed.to(labels.dtype).masked_fill(~valid, IGNORE)
 
 
 CROSS_ENTROPIES = {

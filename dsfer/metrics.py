@@ -4,16 +4,20 @@ One table of counts is the source of every number: a row per tile (or scene) wit
 `COUNTS`; a split's confusion matrix is the sum of its rows.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
-from scipy.stats import bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap
 from torch import Tensor
 
 COUNTS = ["tp", "fp", "fn", "tn"]
 METRICS = ["P", "R", "F1", "OA", "IoU"]
+
+Counts = npt.NDArray[np.float64]
 
 
 def confusion_counts(predicted: Tensor, labels: Tensor) -> Tensor:
@@ -86,29 +90,34 @@ def f1_interval(scenes: pd.DataFrame, *, seed: int, resamples: int = 2000) -> tu
         resamples: number of bootstrap samples.
 
     Returns:
-        Lower and upper bound in percent; both NaN where fewer than two scenes leave nothing to
-        resample.
+        Lower and upper bound in percent; resamples without change have no F1 and are left out.
+        Both NaN where fewer than two scenes leave nothing to resample.
     """
     if len(scenes) < 2:
         return float("nan"), float("nan")
     columns = tuple(scenes[name].to_numpy(dtype=float) for name in ("tp", "fp", "fn"))
 
-    def f1(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, axis: int = -1) -> np.ndarray:
+    def f1(tp: Counts, fp: Counts, fn: Counts, axis: int = -1) -> Counts:
         hits = 2 * tp.sum(axis)
-        total = hits + fp.sum(axis) + fn.sum(axis)
-        share: np.ndarray = np.divide(hits, total, out=np.zeros_like(hits), where=total > 0)
-        return 100 * share
+        with np.errstate(invalid="ignore"):  # a resample without change has no F1
+            scores: Counts = 100 * hits / (hits + fp.sum(axis) + fn.sum(axis))
+        return scores
 
-    interval = bootstrap(
-        columns,
-        f1,
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # NaN resamples are left out below
+        resampled = bootstrap(
+            columns,
+            f1,
+            paired=True,
+            vectorized=True,
+            n_resamples=resamples,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
+    if np.isnan(resampled).all():
+        return float("nan"), float("nan")
+    low, high = np.nanpercentile(resampled, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def predicted_change(logits: Tensor) -> Tensor:

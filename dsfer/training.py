@@ -112,6 +112,20 @@ def learning_rate(step: int, training: Training) -> float:
     return training.lr * max(factor, 0)
 
 
+def averaging(decay: float) -> Callable[..., None]:
+    """Exponential average for AveragedModel whose decay grows to `decay`: min(decay, (1+k)/(10+k)).
+
+    Without that, a short run would mostly keep the weights that it started from.
+    """
+
+    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        k = int(count)  # lives on the CPU
+        update = get_ema_multi_avg_fn(min(decay, (1 + k) / (10 + k)))  # type: ignore[no-untyped-call]
+        update(averaged, current, count)
+
+    return average
+
+
 class Trainer:
     """One run: the network, its optimiser, its data, and where it saves its state.
 
@@ -147,6 +161,12 @@ class Trainer:
                 f"training was given the splits {train.split!r} and {val.split!r}",
                 mend="give it 'train' and 'val'; the test split is for evaluation only",
             )
+        if train.split_hash != val.split_hash:
+            raise LeakageError(
+                f"train is of split {train.split_hash} and val of split {val.split_hash}",
+                where=val.folder,
+                mend="run the shard stage again",
+            )
         self.training, self.inference = training, inference
         self.checkpoint, self.fingerprint = checkpoint, fingerprint
         device = inference.device
@@ -157,7 +177,7 @@ class Trainer:
         self.averaged = (
             AveragedModel(
                 self.model,
-                multi_avg_fn=get_ema_multi_avg_fn(training.ema),  # type: ignore[no-untyped-call]
+                multi_avg_fn=averaging(training.ema),
                 use_buffers=True,
             )
             if training.ema
@@ -222,15 +242,18 @@ class Trainer:
                 self.step += 1
                 self.since_record += 1
                 progress.update()
-                if self._due():
+                if self._record_due() or self._validation_due():
                     record = self._record()
                     report(record)
                     progress.set_postfix(
                         loss=f"{record['train/loss']:.3f}", best_F1=f"{self.best_f1:.2f}"
                     )
                 stopping = stop()
-                validated = self.step % self.training.validate_every == 0
-                if stopping or validated or time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                if (
+                    stopping
+                    or self._validation_due()
+                    or time.monotonic() - saved > SECONDS_BETWEEN_SAVES
+                ):
                     self._save()
                     saved = time.monotonic()
                 if stopping:
@@ -241,12 +264,12 @@ class Trainer:
         """Best change-class F1 on the validation split so far, in percent; 0 before the first."""
         return self.best.get("val/F1", 0.0)
 
-    def _due(self, *, validation: bool = False) -> bool:
-        """Whether a record (or a validation) is due after this step; both are at the last."""
-        every = self.training.validate_every
-        if not validation:
-            every = max(every // RECORDS_PER_VALIDATION, 1)
-        return self.step % every == 0 or self.step == self.training.iterations
+    def _record_due(self) -> bool:
+        return self.step % max(self.training.validate_every // RECORDS_PER_VALIDATION, 1) == 0
+
+    def _validation_due(self) -> bool:
+        last = self.step == self.training.iterations
+        return last or self.step % self.training.validate_every == 0
 
     def _batches(self) -> Iterator[Batch]:
         """Batches of the steps that are left."""
@@ -289,7 +312,7 @@ class Trainer:
             "train/dice": dice,
             "lr": learning_rate(self.step - 1, self.training),
         }
-        if self._due(validation=True):
+        if self._validation_due():
             record |= self._validate()
         self.history.append(record)
         self.running.zero_()
@@ -300,13 +323,16 @@ class Trainer:
         """Mean loss terms since the last record; only here and in validation is the device read."""
         losses: list[float] = (self.running / max(self.since_record, 1)).tolist()
         if not math.isfinite(losses[0]):
-            raise TrainingError(
-                f"the loss is {losses[0]} at step {self.step}",
-                where="lr",
-                mend=f"try a smaller learning rate than {self.training.lr}, or precision: float32; "
-                "the last good state is kept",
-            )
+            raise self._lost(f"the loss is {losses[0]}")
         return losses
+
+    def _lost(self, problem: str) -> TrainingError:
+        return TrainingError(
+            f"{problem} at step {self.step}",
+            where="lr",
+            mend=f"try a smaller learning rate than {self.training.lr}, or precision: float32; "
+            "the last good state is kept",
+        )
 
     def _validate(self) -> Record:
         """Metrics of the validation split, in percent; keeps the weights if F1 is the best."""
@@ -324,7 +350,10 @@ class Trainer:
         return record
 
     def _save(self) -> None:
-        self._finite_losses()  # a state that is lost must not replace a good one
+        self._finite_losses()
+        norm = nn.utils.get_total_norm(list(self.model.parameters())).item()
+        if not math.isfinite(norm):  # a state that is lost must not replace a good one
+            raise self._lost(f"the norm of the weights is {norm}")
         save_checkpoint(
             self.checkpoint,
             {

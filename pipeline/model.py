@@ -1,5 +1,7 @@
 """From settings to a network, its losses and its device: what training and evaluation share."""
 
+import logging
+
 import torch
 from torch import nn
 
@@ -10,6 +12,8 @@ from dsfer.evaluation import Inference, Precision
 from dsfer.losses import ChangeLoss
 from dsfer.training import Training
 from pipeline.params import Settings
+
+log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -53,6 +57,10 @@ def build_inference(
     """How the network is run on this device; bf16 only where the device computes in it."""
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     precision: Precision = settings.recipe.precision if has_bf16 else "float32"
+    if precision != settings.recipe.precision:
+        log.info("precision: float32, since the %s does not compute in bf16", device.type)
+    # float32 means float32: by default cuDNN convolves it in the shorter TF32.
+    torch.backends.cudnn.allow_tf32 = precision != "float32"
     return Inference(
         mean.to(device), std.to(device), precision, batch_size=2 * settings.recipe.batch_size
     )
@@ -68,8 +76,8 @@ def build_training(settings: Settings, train: TileShards, device: torch.device) 
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
         schedule=recipe.schedule,
-        schedule_iterations=recipe.schedule_iterations or recipe.iterations,
-        warmup=recipe.warmup,
+        schedule_iterations=recipe.schedule_iterations,
+        warmup=round(recipe.warmup * recipe.iterations),
         iterations=recipe.iterations,
         batch_size=recipe.batch_size,
         sampling=recipe.sampling,

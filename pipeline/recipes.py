@@ -2,9 +2,9 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
 
 from dsfer.errors import ConfigError
@@ -25,8 +25,8 @@ class Recipe(Frozen):
         lr: learning rate of Adam at the start, or at the end of the warm-up.
         weight_decay: L2 penalty inside the gradient.
         schedule: `linear` or `cosine` to 0, or `poly`, the released (1 - k/n)^0.9.
-        schedule_iterations: n of the schedule, or None for `iterations`.
-        warmup: iterations over which the learning rate rises from 0.
+        schedule_iterations: n of the schedule; null in the files stands for `iterations`.
+        warmup: share of the iterations over which the learning rate rises from 0.
         iterations: steps to train.
         batch_size: pairs per step, over all processes.
         sampling: `epochs`, or `repeated` as released, see `dsfer.data.batches`.
@@ -47,8 +47,8 @@ class Recipe(Frozen):
     lr: float = Field(gt=0, le=10)
     weight_decay: float = Field(ge=0, allow_inf_nan=False)
     schedule: Literal["linear", "poly", "cosine"]
-    schedule_iterations: int | None = Field(ge=1)
-    warmup: int = Field(ge=0)
+    schedule_iterations: int = Field(ge=1)
+    warmup: float = Field(ge=0, lt=1)
     iterations: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     sampling: Literal["epochs", "repeated"]
@@ -58,6 +58,15 @@ class Recipe(Frozen):
     validate_every: int = Field(ge=1)
     width: float = Field(gt=0, le=4)
     pretrained: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        if self.schedule_iterations < self.iterations:
+            raise ValueError(
+                f"the schedule reaches 0 after {self.schedule_iterations} of {self.iterations} "
+                "iterations; raise schedule_iterations"
+            )
+        return self
 
 
 RECIPE_KEYS = tuple(field.alias or name for name, field in Recipe.model_fields.items())
@@ -117,4 +126,7 @@ def resolve_recipe(
     for source, layer in layers.items():
         values |= layer
         sources |= dict.fromkeys(layer, source)
+    if values["schedule_iterations"] is None:
+        values["schedule_iterations"] = values.get("iterations")
+        sources["schedule_iterations"] = "iterations"
     return parse(Recipe, values, f"params.yaml with recipe {name}"), sources

@@ -24,6 +24,7 @@ import dsfer
 from dsfer.checkpoint import save_checkpoint
 from dsfer.data.manifest import read_manifest
 from dsfer.data.shards import TileShards
+from dsfer.errors import TrainingError
 from dsfer.weights import Metadata, save_weights
 from pipeline import stages
 from pipeline.params import current_settings
@@ -68,7 +69,12 @@ def content(folder: Path) -> dict[str, bytes | None]:
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
+        if path.suffix != ".lock" and path.relative_to(folder).parts not in SCRATCH
     }
+
+
+SCRATCH = ((".dvc",), (".dvc", "tmp"), (".dvc", "tmp", "resume"))
+"""Folders that hold the locks of training runs; what else lies in them counts."""
 
 
 def refusal(main: Callable[[], None]) -> str:
@@ -342,7 +348,7 @@ def weights(folder: Path, *, model: str = "dsfer-net", schema: int = 1, **option
     path = folder / "models/dsfer-net/training/weights.safetensors"
     built = {"width": 0.125, "image_size": 32, "hopfield_dim": 16}
     network = dsfer.create_model("dsfer-net", **built)
-    about = {"best": {"step": 1}}
+    about = {"best": {"step": 1}, "split_hash": TileShards(folder / "shards/val").split_hash}
     metadata = Metadata(model, built | options, (0, 0, 0), (1, 1, 1), about, schema)
     save_weights(network, path, metadata)
     return path
@@ -382,7 +388,37 @@ def test_a_damaged_test_split_stops_the_evaluation(sharded):
 def test_weights_for_another_tile_size(sharded):
     path = sharded / "models/dsfer-net/training/weights.safetensors"
     options = {"width": 0.125, "image_size": 64, "hopfield_dim": 16}
-    metadata = Metadata("dsfer-net", options, (0, 0, 0), (1, 1, 1), {"best": {"step": 1}})
+    about = {"split_hash": TileShards(sharded / "shards/val").split_hash}
+    metadata = Metadata("dsfer-net", options, (0, 0, 0), (1, 1, 1), about)
     save_weights(dsfer.create_model("dsfer-net", **options), path, metadata)
     message = refusal(evaluate.main)
     assert "layer norm was built for" in message and "image_size" in message
+
+
+def test_weights_of_another_split_may_have_seen_the_test_tiles(sharded):
+    path = weights(sharded)
+    metadata = Metadata("dsfer-net", {}, (0, 0, 0), (1, 1, 1), {"split_hash": "another"})
+    save_weights(torch.nn.Identity(), path, metadata)
+    assert "trained on split another" in refusal(evaluate.main)
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from pipeline.stages.train import sole_use\n"
+        "with sole_use(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    resume = tmp_path / "0123456789abcdef"
+    command = [sys.executable, "-c", code, str(resume)]
+    root = Path(__file__).parents[1]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": root}
+    with subprocess.Popen(command, **pipes) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(TrainingError, match=f"process {holder.pid} is training"),
+            train.sole_use(resume),
+        ):
+            pytest.fail("two processes hold one run")
+        holder.stdin.close()
+        holder.wait()
+    with train.sole_use(resume):
+        assert resume.with_suffix(".pid").read_text() == str(os.getpid())

@@ -38,7 +38,7 @@ def test_printed_cross_entropy_is_equation_4(seed):
     terms = [
         -WEIGHTS[y] * math.log(probability(logits, n, y, r, k)) for n, r, k, y in pixels(labels)
     ]
-    found = CROSS_ENTROPIES["printed"](logits, labels, torch.tensor(WEIGHTS).double())
+    found = CROSS_ENTROPIES["printed"](logits, labels, WEIGHTS)
     assert float(found) == pytest.approx(sum(terms) / len(terms), rel=1e-6)
 
 
@@ -49,11 +49,10 @@ def test_weighted_mean_divides_by_the_sum_of_weights(seed):
         -WEIGHTS[y] * math.log(probability(logits, n, y, r, k)) for n, r, k, y in pixels(labels)
     ]
     total = sum(WEIGHTS[y] for *_, y in pixels(labels))
-    weights = torch.tensor(WEIGHTS).double()
-    found = CROSS_ENTROPIES["weighted-mean"](logits, labels, weights)
+    found = CROSS_ENTROPIES["weighted-mean"](logits, labels, WEIGHTS)
     assert float(found) == pytest.approx(sum(terms) / total, rel=1e-6)
     masked = torch.where(labels == 255, -100, labels.long())
-    torch_own = torch.nn.functional.cross_entropy(logits, masked, weights)
+    torch_own = torch.nn.functional.cross_entropy(logits, masked, torch.tensor(WEIGHTS).double())
     assert float(found) == pytest.approx(float(torch_own), rel=1e-9)
 
 

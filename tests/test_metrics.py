@@ -103,3 +103,10 @@ def test_interval_covers_the_score_repeats_and_narrows_with_scenes():
 def test_prediction_is_the_argmax():
     logits = torch.randn(2, 2, 3, 3)
     assert torch.equal(predicted_change(logits), logits.argmax(dim=1).bool())
+
+
+def test_resamples_without_change_are_left_out_of_the_interval():
+    counts = pd.DataFrame(0, index=range(10), columns=COUNTS)
+    counts.loc[0] = [80, 10, 10, 100]
+    low, high = f1_interval(counts, seed=0)
+    assert low == high == pytest.approx(change_metrics(counts)["F1"])

@@ -163,9 +163,9 @@ def test_wrong_weights_are_refused(tmp_path):
 
 
 def test_names_and_options_are_checked():
-    with pytest.raises(ConfigError, match="did you mean 'dsfer-net'"):
+    with pytest.raises(ConfigError, match="use 'dsfer-net'"):
         dsfer.create_model("dsfernet")
-    with pytest.raises(ConfigError, match="did you mean 'hopfield_dim'"):
+    with pytest.raises(ConfigError, match="use 'hopfield_dim'"):
         small(hopfield_dims=3)
     with pytest.raises(ConfigError, match="base\\+concat"):
         small(variant="base")

@@ -78,7 +78,7 @@ WRONG = {
     "weight_decay": [-1e-5, "x", float("nan"), True],
     "schedule": ["step", 1, ""],
     "schedule_iterations": [0, 1.5, "100", True],
-    "warmup": [-1, 0.5, True],
+    "warmup": [-0.1, 1, True],
     "iterations": [0, -1, 400.0, "400", True],
     "batch_size": [0, -8, 8.5, True, ""],
     "cross_entropy": ["focal", 1],

@@ -8,15 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import dsfer
 from dsfer.checkpoint import load_checkpoint, save_checkpoint
+from dsfer.data.batches import BatchSource
 from dsfer.errors import CheckpointError, LeakageError, TrainingError
 from dsfer.evaluation import Inference
 from dsfer.losses import ChangeLoss
-from dsfer.training import Interrupted, Trainer, Training, learning_rate
+from dsfer.training import Interrupted, Trainer, Training, averaging, learning_rate
 from tests.tiles import MemoryTiles
 
 TRAINING = Training(
@@ -225,3 +227,54 @@ def test_losses_follow_the_committed_trace(tmp_path):
     trained = trainer(tmp_path).fit()
     found = [record["train/loss"] for record in trained.history]
     assert found == pytest.approx(json.loads(GOLDEN.read_text()), rel=0.02)
+
+
+def test_a_run_killed_after_its_last_step_still_ends(tmp_path):
+    first = trainer(tmp_path).fit()
+    again = trainer(tmp_path).fit()
+    assert identical(first.states, again.states)
+    assert json.dumps(first.history) == json.dumps(again.history)
+
+
+@pytest.mark.parametrize("every", [1, 5, 7, 13])
+def test_validation_comes_every_so_many_steps_and_at_the_end(tmp_path, every):
+    trained = trainer(tmp_path, iterations=15, validate_every=every).fit()
+    validated = [int(record["step"]) for record in trained.history if "val/F1" in record]
+    assert validated == sorted({*range(every, 16, every), 15})
+
+
+def test_averaged_weights_follow_quickly_at_first():
+    averaged, current = torch.zeros(1), torch.ones(1)
+    update = averaging(0.999)
+    update([averaged], [current], torch.tensor(1))
+    assert averaged.item() == pytest.approx(1 - 2 / 11)
+    averaged.zero_()
+    update([averaged], [current], torch.tensor(100_000))
+    assert averaged.item() == pytest.approx(0.001)
+
+
+def test_splits_that_do_not_belong_together_are_refused(tmp_path):
+    run = trainer(tmp_path)
+    other = MemoryTiles(2, 32, "val")
+    other.split_hash = "another"
+    with pytest.raises(LeakageError, match="another"):
+        Trainer(
+            run.model,
+            MemoryTiles(2, 32, "train"),
+            other,
+            TRAINING,
+            run.inference,
+            checkpoint=tmp_path / "last.pt",
+            fingerprint="run",
+        )
+
+
+def test_streamed_batches_continue_like_those_in_memory(tmp_path):
+    """The loader must not draw from the generator that a restored run computes with."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    source = BatchSource(
+        MemoryTiles(4, 16, "train"), torch.device("cpu"), in_memory=False, workers=0
+    )
+    assert len(list(source.batches(np.arange(4), 2))) == 2
+    assert torch.equal(torch.get_rng_state(), before)

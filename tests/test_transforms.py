@@ -27,3 +27,9 @@ def test_draws_depend_on_seed_and_step_only():
     assert not torch.equal(draw_symmetries(64, seed=3, step=6), again)
     assert not torch.equal(draw_symmetries(64, seed=4, step=5), again)
     assert 0.3 < float(draw_symmetries(1000, seed=0, step=0).float().mean()) < 0.7
+
+
+def test_draws_of_neighbouring_steps_share_nothing():
+    first, second = (draw_symmetries(64, seed=3, step=step) for step in (5, 6))
+    for shift in range(64):
+        assert not torch.equal(first[shift:], second[: 64 - shift]) or shift > 60

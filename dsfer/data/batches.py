@@ -88,6 +88,8 @@ class BatchSource:
         Yields:
             pairs (b, 2, h, w, 3) uint8 and labels (b, h, w) uint8 on the device.
         """
+        if not len(order):  # a run that is continued at its end
+            return
         if self._memory is None:
             yield from self._stream(order, batch_size)
             return
@@ -106,6 +108,7 @@ class BatchSource:
             batch_sampler=[order[cut : cut + batch_size].tolist() for cut in cuts],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it draws from the one that dropout continues with
         )
         for pairs, labels in loader:
             yield (

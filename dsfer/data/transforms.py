@@ -25,13 +25,13 @@ def normalise(pairs: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]
 def draw_symmetries(count: int, *, seed: int, step: int) -> Tensor:
     """Draw one of the eight symmetries of the square for each of `count` pairs.
 
-    The draw is a function of seed and step alone (a counter-based generator), so that a resumed
-    run repeats it without any state.
+    The draw is a function of seed and step alone, so that a resumed run repeats it without any
+    state.
 
     Returns:
         (count, 3) bool: flip rows, flip columns, transpose.
     """
-    generator = np.random.Generator(np.random.Philox(key=seed, counter=step))
+    generator = np.random.default_rng([seed, step])
     return torch.from_numpy(generator.integers(0, 2, size=(count, 3), dtype=np.int8)).bool()
 
 

@@ -85,4 +85,4 @@ def create_model(
 
 def _nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
+    return f"use {close[0]!r}, if you meant that" if close else f"use one of {', '.join(known)}"

@@ -1,6 +1,7 @@
 """VGG-16 as a five-scale encoder, and its ImageNet weights."""
 
 import logging
+import socket
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -85,6 +86,8 @@ class VGG16Encoder(nn.Module):
 def _torchvision_state_dict() -> dict[str, Tensor]:
     from torchvision.models import VGG16_Weights  # slow to import, and seldom needed
 
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # seconds; torch's download waits for a silent network forever
     try:
         states: dict[str, Tensor] = VGG16_Weights.IMAGENET1K_V1.get_state_dict(
             progress=True, check_hash=True, weights_only=True
@@ -96,6 +99,8 @@ def _torchvision_state_dict() -> dict[str, Tensor]:
             mend="give a local file as pretrained: PATH, or train from scratch with "
             "pretrained: none",
         ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
     return states
 
 

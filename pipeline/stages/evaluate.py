@@ -15,6 +15,7 @@ from dsfer.baseline import counts as baseline_counts
 from dsfer.baseline import fit_threshold
 from dsfer.data.batches import BatchSource
 from dsfer.data.shards import TileShards
+from dsfer.errors import LeakageError
 from dsfer.evaluation import Inference, count_tiles, stitched_scenes
 from dsfer.figures import error_map, panel_strip
 from dsfer.files import atomic_path, write_json
@@ -27,7 +28,7 @@ from dsfer.metrics import (
     predicted_change,
     scene_table,
 )
-from dsfer.weights import read_metadata
+from dsfer.weights import Metadata, read_metadata
 from pipeline.model import build_inference, choose_device, describe_device
 from pipeline.params import Settings, current_settings
 from pipeline.stages import run
@@ -46,6 +47,7 @@ def main() -> None:
     weights = settings.model_folder / "training" / "weights.safetensors"
     out = settings.model_folder / "evaluation"
     metadata = read_metadata(weights, model=settings.params.model)
+    require_same_split(metadata, test, weights)
     device = choose_device(settings.params.device)
     model = dsfer.create_model(settings.params.model, weights=weights)
     model = model.to(device).to(memory_format=torch.channels_last)
@@ -60,19 +62,20 @@ def main() -> None:
     write_table(tiles.assign(F1=metric_columns(tiles)["F1"]), out / "tiles.csv")
     write_table(scene_table(tiles), out / "scenes.csv")
     write_table(scene_table(stitched), out / "scenes_stitched.csv")
-    seed = settings.params.seed
+    seed = metadata.about["seed"]
     whole = 0 < len(stitched) == tiles["scene"].nunique()
     write_json(
         out / "metrics.json",
         {
             "dataset": settings.params.dataset,
             "model": settings.params.model,
-            "variant": settings.params.variant,
-            "recipe": settings.params.recipe,
+            "variant": metadata.options["variant"],
+            "recipe": metadata.about["recipe"],
             "seed": seed,
             "split_hash": test.split_hash,
             "device": describe_device(device),
-            "iterations": settings.recipe.iterations,
+            "trained_on": metadata.about["trained_on"],
+            "iterations": metadata.about["iterations"],
             "best_step": int(metadata.about["best"]["step"]),
             "parameters": sum(p.numel() for p in model.parameters()),
             "pairs_per_second": round(rate, 2),
@@ -82,6 +85,21 @@ def main() -> None:
             "baseline": finite(change_metrics(baseline)) | {"threshold": threshold},
         },
     )
+
+
+def require_same_split(metadata: Metadata, test: TileShards, weights: Path) -> None:
+    """Refuse weights that were trained on another split: it may hold these test tiles.
+
+    Raises:
+        LeakageError: the split hashes differ.
+    """
+    trained_on = metadata.about.get("split_hash")
+    if trained_on != test.split_hash:
+        raise LeakageError(
+            f"trained on split {trained_on}, and the test tiles are of split {test.split_hash}",
+            where=weights,
+            mend="run the train stage on this split, as dvc repro does",
+        )
 
 
 def tile_counts(

@@ -2,18 +2,22 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import torch
 from dvclive.live import Live
+from filelock import FileLock, Timeout
 
 from dsfer.data.shards import TileShards
+from dsfer.errors import TrainingError
 from dsfer.files import atomic_path, write_json
 from dsfer.training import Interrupted, Record, Trained, Trainer
 from dsfer.weights import Metadata, save_weights
@@ -22,6 +26,7 @@ from pipeline.model import (
     build_network,
     build_training,
     choose_device,
+    describe_device,
 )
 from pipeline.params import Settings, current_settings
 from pipeline.stages import run
@@ -37,10 +42,24 @@ def main() -> None:
     """Run the stage."""
     settings = current_settings()
     train, val = (TileShards(settings.folder / "shards" / split) for split in ("train", "val"))
-    out = settings.model_folder / "training"
     device = choose_device(settings.params.device)
     fingerprint = run_fingerprint(settings, train, val)
     resume = resume_folder(fingerprint)
+    with sole_use(resume):
+        train_network(settings, train, val, device, fingerprint, resume)
+        shutil.rmtree(resume)
+
+
+def train_network(
+    settings: Settings,
+    train: TileShards,
+    val: TileShards,
+    device: torch.device,
+    fingerprint: str,
+    resume: Path,
+) -> None:
+    """Train from where the state in `resume` left off, and write the outputs."""
+    out = settings.model_folder / "training"
     trainer = Trainer(
         build_network(settings),
         train,
@@ -59,7 +78,6 @@ def main() -> None:
         for name, value in trained.best.items():
             live.summary[f"best/{name.removeprefix('val/')}"] = value
     write_outputs(settings, train, trained, trainer, out)
-    shutil.rmtree(resume)
 
 
 def run_fingerprint(settings: Settings, *splits: TileShards) -> str:
@@ -87,9 +105,35 @@ def resume_folder(fingerprint: str) -> Path:
     Experiments run in a temporary copy of the project; DVC_ROOT then names the real one.
     """
     folder = Path(os.environ.get("DVC_ROOT", ".")) / ".dvc" / "tmp" / "resume" / fingerprint
-    for half_written in folder.glob(".tmp-*"):
-        half_written.unlink()
+    folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def sole_use(resume: Path) -> Iterator[None]:
+    """Keep a second process from training the same run on the same state.
+
+    Raises:
+        TrainingError: another process, perhaps one left over from a killed pipeline, trains it.
+    """
+    lock = FileLock(resume.with_suffix(".lock"))
+    holder = resume.with_suffix(".pid")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise TrainingError(
+            f"process {holder.read_text()} is training this run",
+            where=resume,
+            mend="wait for it, or end it and start again; the run then goes on where it stopped",
+        ) from error
+    with lock:
+        holder.write_text(str(os.getpid()))
+        for half_written in resume.glob(".tmp-*"):
+            half_written.unlink()
+        try:
+            yield
+        finally:
+            holder.unlink()
 
 
 def live_reporter(live: Live) -> Callable[[Record], None]:
@@ -98,7 +142,7 @@ def live_reporter(live: Live) -> Callable[[Record], None]:
     def report(record: Record) -> None:
         live.step = int(record["step"])
         for name, value in record.items():
-            if name != "step":
+            if name != "step" and math.isfinite(value):  # DVC would compare NaN as text
                 live.log_metric(name, value)
         live.make_summary()  # type: ignore[no-untyped-call] # metrics.json is always current
 
@@ -128,6 +172,8 @@ def write_outputs(
             "split_hash": train.split_hash,
             "recipe": settings.params.recipe,
             "seed": settings.params.seed,
+            "iterations": settings.recipe.iterations,
+            "trained_on": describe_device(inference.device),
             "best": trained.best,
         },
     )
@@ -135,15 +181,16 @@ def write_outputs(
     save_weights(trainer.model, out / "weights.safetensors", metadata)
     with atomic_path(out / "history.csv") as temporary:
         pd.DataFrame(trained.history).to_csv(temporary, index=False)
-    write_json(
-        out / "settings.json",
-        {
-            "values": settings.resolved(),
-            "sources": {
-                key: settings.sources.get(key, "params.yaml") for key in settings.resolved()
-            },
-        },
-    )
+    effective = {
+        "device": describe_device(inference.device),
+        "precision": inference.precision,
+        "compile": trainer.training.compile,
+        "hopfield_beta": settings.params.hopfield_beta or settings.params.hopfield_dim**-0.5,
+    }
+    resolved = settings.resolved()
+    sources = {key: settings.sources.get(key, "params.yaml") for key in resolved}
+    sources |= {key: "this run" for key, value in effective.items() if resolved[key] != value}
+    write_json(out / "settings.json", {"values": resolved | effective, "sources": sources})
 
 
 if __name__ == "__main__":
