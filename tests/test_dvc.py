@@ -1,0 +1,238 @@
+"""The project under DVC, end to end, on a tiny data set of the user's own."""
+
+import ast
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from tests.tiles import tiny_pairs
+
+ROOT = Path(__file__).parents[1]
+
+TINY = {
+    "dataset": "folder/tiny", "tile_size": 32, "width": 0.125, "hopfield_dim": 16,
+    "pretrained": "none", "iterations": 2, "batch_size": 2, "warmup": 0, "validate_every": 2,
+}  # fmt: skip
+
+STAGES = ["download", "crop", "split", "validate", "shard", "train", "evaluate", "report"]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Stages call `python`: that of these tests."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    who = {f"GIT_{role}_{key}": "tests@localhost" for role in ("AUTHOR", "COMMITTER")
+           for key in ("NAME", "EMAIL")}  # fmt: skip
+    return os.environ | who | {"PATH": path}
+
+
+def run(folder: Path, *arguments: str, fails: bool = False) -> str:
+    """What a command prints; its exit status must be as expected."""
+    done = subprocess.run(
+        arguments, cwd=folder, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False,
+    )  # fmt: skip
+    assert (done.returncode != 0) == fails, done.stdout
+    return done.stdout
+
+
+def dvc(folder: Path, *arguments: str, fails: bool = False) -> str:
+    return run(folder, *command(*arguments), fails=fails)
+
+
+def executed(printed: str) -> list[str]:
+    return [line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage")]
+
+
+def write_scenes(folder: Path) -> None:
+    """Four georeference-free scenes of 2 x 2 tiles: two to train, one to validate, one to test."""
+    for seed, (split, count) in enumerate({"train": 2, "val": 1, "test": 1}.items()):
+        pairs, labels = tiny_pairs(count, 64, seed)
+        for number in range(count):
+            images = {"A": pairs[number, 0], "B": pairs[number, 1], "label": labels[number] * 255}
+            for name, pixels in images.items():
+                file = folder / split / name / f"{split}{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(file)
+
+
+def copy_project(folder: Path) -> None:
+    """The tracked files of the working tree as a git repository of their own."""
+    listed = run(ROOT, "git", "ls-files").splitlines()
+    for name in listed:
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/", "dvc.lock")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    run(folder, "git", "init", "--quiet", "--initial-branch=main")
+
+
+def commit(folder: Path, message: str) -> None:
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "commit", "--quiet", "--message", message)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project, run once on the tiny data set; the state that the tests find is committed."""
+    folder = tmp_path_factory.mktemp("dvc") / "project"
+    imagery = folder.with_name("imagery")
+    copy_project(folder)
+    write_scenes(imagery)
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    params.update(TINY | {"source": str(imagery)})
+    yaml.dump(params, folder / "params.yaml")
+    commit(folder, "project")
+    printed = dvc(folder, "repro")
+    assert executed(printed) == STAGES
+    assert "report: data/folder/tiny/models/dsfer-net/report.html" in printed
+    commit(folder, "tiny")
+    return folder
+
+
+def checkpoint_appears(folder: Path, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until the training that `process` runs has saved its state."""
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if list((folder / ".dvc/tmp/resume").glob("*/last.pt")):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_a_second_repro_does_nothing(project):
+    assert "Data and pipelines are up to date." in dvc(project, "repro")
+    assert run(project, "git", "status", "--short") == ""
+
+
+def test_a_killed_experiment_goes_on_and_runs_only_what_depends_on_lambda(project):
+    start = command("exp", "run", "-S", "lambda=0.7", "-S", "iterations=20")
+    killed = subprocess.Popen(
+        start, cwd=project, env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    saved = checkpoint_appears(project, killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert saved
+    printed = run(project, *start)
+    assert executed(printed) == ["train", "evaluate", "report"]
+    assert "continuing from step" in printed
+    assert not list((project / ".dvc/tmp/resume").glob("*/last.pt"))  # finished: no state
+    changed = json.loads(dvc(project, "params", "diff", "--json"))["params.yaml"]
+    assert changed["lambda"] == {"old": None, "new": 0.7}
+    metrics = json.loads(dvc(project, "metrics", "diff", "--json"))
+    evaluated = metrics["data/folder/tiny/models/dsfer-net/evaluation/metrics.json"]
+    assert evaluated["iterations"] == {"old": 2, "new": 20, "diff": 18}
+    run(project, "git", "reset", "--quiet", "--hard")
+    dvc(project, "checkout")
+
+
+def test_plots_are_drawn_without_a_network(project):
+    run(project, sys.executable, "-m", "pipeline.plots")
+    dvc(project, "plots", "show")
+    page = (project / "dvc_plots/index.html").read_text()
+    assert "Training loss" in page and "Change class on the validation split" in page
+    assert "<script src" not in page and '<script type="text/javascript" src' not in page
+
+
+def test_own_imagery_that_changed_is_noticed(project):
+    file = project.with_name("imagery") / "test/B/test0.png"
+    before = file.read_bytes()
+    picture = Image.open(file)
+    picture.putpixel((0, 0), (1, 2, 3))
+    picture.save(file)
+    changed = dvc(project, "status", "crop")
+    file.write_bytes(before)
+    assert str(file.parents[2]) in changed
+    assert "up to date" in dvc(project, "status", "crop")
+
+
+def test_impossible_parameters_stop_before_any_work(project):
+    printed = dvc(project, "exp", "run", "-S", "dataset=lever-cd", fails=True)
+    assert executed(printed) == ["download"]
+    assert "unknown data set 'lever-cd'" in printed and "levir-cd" in printed
+    run(project, "git", "reset", "--quiet", "--hard")
+    dvc(project, "checkout")
+    assert not [path for path in (project / "data/lever-cd").rglob("*") if path.is_file()]
+
+
+def test_push_and_pull_carry_everything_to_another_clone(project, tmp_path):
+    remote, other = tmp_path / "remote", tmp_path / "other"
+    dvc(project, "remote", "add", "--local", "--default", "--force", "shelf", str(remote))
+    dvc(project, "push")
+    run(tmp_path, "git", "clone", "--quiet", str(project), str(other))
+    dvc(other, "remote", "add", "--local", "--default", "shelf", str(remote))
+    dvc(other, "pull")
+    assert "Data and pipelines are up to date." in dvc(other, "repro")
+    page = "data/folder/tiny/models/dsfer-net/report.html"
+    assert (other / page).read_bytes() == (project / page).read_bytes()
+
+
+# What a stage imports and need not declare.
+NO_RESULT = {  # messages, files, processes and parameters: none of them makes a number
+    "dsfer/errors.py", "dsfer/files.py", "dsfer/data/workers.py", "dsfer/checkpoint.py",
+    "pipeline/frozen.py", "pipeline/params.py", "pipeline/catalog.py", "pipeline/recipes.py",
+    "pipeline/download.py", "pipeline/stages/__init__.py",
+}  # fmt: skip
+FORMATS = {  # whoever reads a file depends on the file; whoever writes it declares the module
+    "dsfer/data/manifest.py", "dsfer/data/scenes.py", "dsfer/data/shards.py",
+    "dsfer/data/tars.py", "dsfer/weights.py",
+}  # fmt: skip
+UNUSED = {  # imported by a module that is declared, for a part of it that the stage does not call
+    "train": {"dsfer/prediction.py"},  # stitching
+    "evaluate": {"dsfer/losses.py", "dsfer/training.py"},  # building a training
+}
+
+
+def imported(file: Path) -> Iterator[Path]:
+    """Modules of this project that a module imports."""
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            path = Path(*name.split("."))
+            if path.parts[0] in ("dsfer", "pipeline"):
+                for each in (path.with_suffix(".py"), path / "__init__.py"):
+                    if (ROOT / each).is_file():
+                        yield each
+
+
+def behind(stage: str) -> set[str]:
+    """Code that makes a stage's result: its module and all that this imports."""
+    found: set[str] = set()
+    todo = [Path(f"pipeline/stages/{stage}.py")]
+    while todo:
+        file = todo.pop()
+        name = "dsfer/models" if file.parts[:2] == ("dsfer", "models") else file.as_posix()
+        packages = {"dsfer/__init__.py", "dsfer/data/__init__.py", "pipeline/__init__.py"}
+        if name not in found | NO_RESULT | packages:
+            found.add(name)
+            todo += imported(file)
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_declare_the_code_behind_them(stage):
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    assert list(stages) == STAGES
+    deps = {str(dep) for dep in stages[stage]["deps"]}
+    declared = {dep for dep in deps if dep.endswith(".py") or dep == "dsfer/models"}
+    assert declared <= behind(stage)
+    assert behind(stage) - declared <= FORMATS | UNUSED.get(stage, set())
