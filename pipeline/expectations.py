@@ -151,20 +151,9 @@ def split_rules(data: DataSettings) -> list[Rule]:
             mend="look at the labels and label_rule; " + draw_again,
         ),
     ]  # fmt: skip
-    if is_as_published(data):
+    if data.as_expected:
         rules += _published_rules(data.policy.expected)
     return rules
-
-
-def is_as_published(data: DataSettings) -> bool:
-    """Whether tiles are cut and split as the catalog's expected numbers assume."""
-    tiling = data.entry.tiling
-    cut = (data.tile_size, data.padding) == (tiling.tile_size, tiling.padding)
-    return cut and _shares(data.split_ratio) == _shares(data.policy.ratio)
-
-
-def _shares(ratio: tuple[float, ...] | None) -> list[float] | None:
-    return None if ratio is None else [round(part / sum(ratio), 6) for part in ratio]
 
 
 def _published_rules(expected: Expected) -> Iterator[Rule]:

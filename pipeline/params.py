@@ -110,6 +110,27 @@ class DataSettings(Frozen):
         """The release of the imagery that the split policy needs."""
         return self.entry.release(self.split)
 
+    @property
+    def as_expected(self) -> bool:
+        """Whether tiles are cut and split as the expected numbers of the split policy assume."""
+        tiling = self.entry.tiling
+        cut = (self.tile_size, self.padding) == (tiling.tile_size, tiling.padding)
+        return cut and _shares(self.split_ratio) == _shares(self.policy.ratio)
+
+    @property
+    def as_published(self) -> bool:
+        """Whether the pixels are read, cut and split as those that published numbers belong to.
+
+        Only then do published statistics, class weights and scores apply.
+        """
+        entry = self.entry
+        read = (self.label_rule, self.bands) == (entry.label_rule, entry.bands)
+        return read and self.split == entry.split.default and self.as_expected
+
+
+def _shares(ratio: tuple[float, ...] | None) -> list[float] | None:
+    return None if ratio is None else [round(part / sum(ratio), 6) for part in ratio]
+
 
 class Settings(Frozen):
     """Every parameter with its value.

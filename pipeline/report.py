@@ -11,8 +11,8 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dsfer.figures import ERROR_COLOURS, data_uri, svg, training_curves
-from pipeline.published import Published, load_published
-from pipeline.results import Metrics, ProtocolScores, Results
+from pipeline.published import Published, Reference, load_published
+from pipeline.results import ProtocolScores, Results
 
 MEASURES = ["P", "R", "F1", "OA", "IoU"]
 
@@ -41,12 +41,27 @@ class Row:
     ours: bool = False
 
 
-def comparison(metrics: Metrics, published: Published) -> list[Row]:
-    """This run in both protocols, the paper where it has a figure, and the baseline."""
+def paper_figures(results: Results, published: Published) -> tuple[Reference | None, str]:
+    """The paper's figures for this run; or None, and why nothing of it may stand beside the run."""
+    metrics = results.metrics
+    reference = published.reference(metrics.model, metrics.dataset, metrics.variant)
+    if reference is None:
+        return None, "The paper has no figure for this data set."
+    if not results.validation.as_published:
+        return None, (
+            "The paper is left out: its figures belong to the published data, and tile size, "
+            "padding, bands, label rule or split are others here."
+        )
+    return reference, ""
+
+
+def comparison(results: Results, published: Published) -> list[Row]:
+    """This run in both protocols, the paper where it is comparable, and the baseline."""
+    metrics = results.metrics
     rows = [_own("tiles", metrics.tiles)]
     if metrics.stitched:
         rows.append(_own("stitched", metrics.stitched))
-    reference = published.reference(metrics.model, metrics.dataset, metrics.variant)
+    reference, _ = paper_figures(results, published)
     if reference:
         rows.append(Row(f"Paper, {reference.table}", "tiles", reference.scores, "", None))
     baseline = metrics.baseline.model_dump(include=set(MEASURES))
@@ -73,6 +88,7 @@ def build_report(results: Results, published: Published | None = None) -> str:
     """
     published = published or load_published()
     metrics = results.metrics
+    reference, no_comparison = paper_figures(results, published)
     checks = [check for group in results.validation.findings.values() for check in group]
     environment = Environment(
         loader=PackageLoader("pipeline"),
@@ -86,11 +102,12 @@ def build_report(results: Results, published: Published | None = None) -> str:
         m=metrics,
         title=published.titles.get(metrics.model, metrics.model),
         split=results.split,
-        rows=comparison(metrics, published),
+        rows=comparison(results, published),
         measures=MEASURES,
-        reference=published.reference(metrics.model, metrics.dataset, metrics.variant),
+        reference=reference,
+        no_comparison=no_comparison,
         cost=published.cost.get(metrics.model),
-        others=_others(published, metrics.dataset),
+        others=_others(published, metrics.dataset) if reference else [],
         curves=data_uri(svg(training_curves(results.history)), "image/svg+xml"),
         worst=[_picture(path, results.tiles) for path in results.worst],
         sample=[_picture(path, results.tiles) for path in results.sample],

@@ -118,8 +118,13 @@ class Leak(Stored):
 
 
 class Validation(Stored):
-    """`validation/validation.json`, as far as the report needs it."""
+    """`validation/validation.json`, as far as the report needs it.
 
+    Attributes:
+        as_published: whether published scores belong to the same pixels and the same split.
+    """
+
+    as_published: bool
     status: Literal["pass", "warn", "fail"]
     findings: dict[str, list[Finding]]
     leakage: list[Leak]

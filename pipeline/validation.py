@@ -6,6 +6,7 @@
     dataset      key, title, licence, citation
     split        hash, policy, seed, ratio as the split stage recorded them
     published    apply | differ (other tile size, padding or ratio) | none (nothing is known)
+    as_published whether published scores may stand beside those of this data
     status       pass | warn | fail, the worst of all findings
     findings     {tiles: [...], scenes: [...], splits: [...]}, see `pipeline.expectations.check`
     leakage      a row per audit and pair of splits: audit, earlier, later, tiles, of, severity
@@ -83,6 +84,7 @@ def validate(
                     "citation": entry.citation},
         "split": {key: record.get(key) for key in ("hash", "policy", "seed", "ratio")},
         "published": _published(data),
+        "as_published": data.as_published,
         "status": next(each for each in ("fail", "warn", "pass") if each in statuses),
         "findings": findings,
         "leakage": _leakage(audit, splits, data),
@@ -94,7 +96,7 @@ def validate(
 def _published(data: DataSettings) -> str:
     if data.policy.expected == Expected():
         return "none"
-    return "apply" if expectations.is_as_published(data) else "differ"
+    return "apply" if data.as_expected else "differ"
 
 
 def _audits(audit: Audit) -> dict[str, pd.DataFrame]:
@@ -134,7 +136,7 @@ def _pairs(audit: Audit) -> dict[str, list[dict[str, Any]]]:
 
 def _statistics(splits: pd.DataFrame, data: DataSettings) -> list[dict[str, Any]]:
     """The rows of `split_facts` with the published numbers beside them, null where none apply."""
-    expected = data.policy.expected if expectations.is_as_published(data) else None
+    expected = data.policy.expected if data.as_expected else None
     rows: list[dict[str, Any]] = json.loads(splits.to_json(orient="records"))
     for row in rows:
         for name in ("tiles", "scenes", "changed_fraction"):

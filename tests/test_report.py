@@ -88,10 +88,23 @@ def test_a_data_set_that_the_paper_does_not_know(tmp_path):
     assert "90.76" not in text
 
 
+def test_the_paper_stands_only_beside_data_as_published(tmp_path):
+    metrics = write_run(tmp_path, as_published=False)
+    results, printed = read_results(tmp_path, "dsfer-net"), io.StringIO()
+    assert [row.name for row in comparison(results, load_published())] == [
+        *("This run", "This run", "Baseline")
+    ]
+    write_report(tmp_path, "dsfer-net", Console(file=printed, width=80))
+    for text in (words(build_report(results)), " ".join(printed.getvalue().split())):
+        assert "The paper is left out: its figures belong to the published data" in text
+        assert f"{metrics['tiles']['F1']:.2f}" in text
+        assert "90.76" not in text and "Table I on" not in text
+
+
 def test_an_ablation_stands_beside_table_3(tmp_path):
     write_run(tmp_path, variant="base+cf")
     results = read_results(tmp_path, "dsfer-net")
-    paper = comparison(results.metrics, load_published())[2]
+    paper = comparison(results, load_published())[2]
     assert paper.name == "Paper, Table III" and paper.scores == {"F1": 90.05}
     assert "90.05" in words(build_report(results))
 

@@ -15,12 +15,14 @@ import pandas as pd
 import pytest
 
 from dsfer.data.manifest import write_manifest
+from dsfer.data.shards import Statistics
 from dsfer.errors import DataError, ValidationError
 from dsfer.files import read_json, write_json
 from pipeline.catalog import Expected, Leakage, Policy, SplitFacts, catalog_entry
 from pipeline.expectations import scene_rules, split_rules
 from pipeline.params import DataSettings
 from pipeline.stages import validate as stage
+from pipeline.stages.shard import published_statistics
 from pipeline.validation import render, require_valid, validate, write_result
 
 SIZE, PIXELS = 8, 64
@@ -119,6 +121,7 @@ def test_a_sound_data_set_passes_every_expectation(sound: dict[str, Any]) -> Non
     assert sound["status"] == "pass"
     assert violated(sound) == {}
     assert sound["published"] == "apply"
+    assert sound["as_published"] is True
     assert len(sound["leakage"]) == 9
     assert not any(row["tiles"] for row in sound["leakage"])
     assert [row["tiles"] for row in sound["splits"]] == [8, 4, 4]
@@ -330,6 +333,34 @@ def test_published_numbers_apply_only_to_the_published_preparation() -> None:
         {"tile_size": 16}, {"padding": "drop"}, {"split_ratio": (1.0, 1.0, 1.0)},
     ):  # fmt: skip
         assert not [rule for rule in split_rules(declared(**change)) if rule.only]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tile_size": 16},
+        {"padding": "drop"},
+        {"split_ratio": (1.0, 1.0, 1.0)},
+        {"label_rule": "threshold128"},
+        {"bands": (3, 2, 1)},
+        {"split": "tiles"},
+    ],
+)
+def test_published_figures_belong_to_the_published_data_only(change: dict[str, Any]) -> None:
+    entry = declared().entry
+    figures = {"mean": (1.0, 2.0, 3.0), "std": (4.0, 5.0, 6.0), "class_weights": (1.25, 5.0)}
+    other = {"tiles": Policy(method="random", ratio=(2, 1, 1))}
+    split = entry.split.model_copy(update={"policies": entry.split.policies | other})
+    entry = entry.model_copy(update=figures | {"split": split})
+    measured = Statistics((9.0,) * 3, (8.0,) * 3, (0.5, 0.5))
+    assert published_statistics(declared(entry=entry), measured) == (
+        *((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), (0.8, 0.2)),
+    )
+    assert published_statistics(declared(entry=entry, **change), measured) == measured
+    validated = validate(
+        manifest(), scene_table(), split_record(), declared(entry=entry, **change), "toy"
+    )
+    assert validated["as_published"] is False
 
 
 def test_bands_that_are_read_must_exist() -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from dsfer.files import write_bytes
 from pipeline.params import current_settings
 from pipeline.published import load_published
-from pipeline.report import MEASURES, build_report, comparison, percent
+from pipeline.report import MEASURES, build_report, comparison, paper_figures, percent
 from pipeline.results import Results, read_results
 from pipeline.stages import run
 
@@ -27,7 +27,7 @@ def final_table(results: Results) -> Table:
     table.add_column("change class, %", no_wrap=True)
     for name in (*MEASURES, "95 % of F1", "n"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in comparison(metrics, load_published()):
+    for row in comparison(results, load_published()):
         numbers = [percent(row.scores[name]) if name in row.scores else "" for name in MEASURES]
         n = "" if row.n is None else f"{row.n:,}"
         name = f"{row.name}, {row.protocol}" if row.ours else row.name
@@ -50,9 +50,9 @@ def write_report(folder: Path, model: str, console: Console) -> Path:
     page = folder / "models" / model / "report.html"
     write_bytes(page, build_report(results).encode())
     console.print(final_table(results))
-    metrics = results.metrics
-    if load_published().reference(metrics.model, metrics.dataset, metrics.variant) is None:
-        console.print("the paper has no figure for this data set")
+    _, no_comparison = paper_figures(results, load_published())
+    if no_comparison:
+        console.print(no_comparison)
     console.print(f"report: {page}", soft_wrap=True)
     return page
 

@@ -3,23 +3,21 @@
 from dsfer.data.manifest import SPLITS, read_manifest
 from dsfer.data.shards import Statistics, data_statistics, write_shards
 from dsfer.files import read_json
-from pipeline.catalog import DatasetEntry
-from pipeline.params import current_settings
+from pipeline.params import DataSettings, current_settings
 from pipeline.stages import run
 
 
 def main() -> None:
     """Write the shards of every split of the chosen data set.
 
-    Their index says what training needs to know of the pixels: what the catalog publishes where it
-    has it, else what the training split shows.
+    Their index says what training needs to know of the pixels: what is published of them where
+    something is, else what the training split shows.
     """
     settings = current_settings()
-    entry = settings.data.entry
     manifest = read_manifest(settings.folder / "split" / "manifest.parquet")
     split_hash = read_json(settings.folder / "split" / "split.json")["hash"]
     measured = data_statistics(manifest[manifest["split"] == "train"])
-    statistics = published_statistics(entry, settings.data.split, measured)
+    statistics = published_statistics(settings.data, measured)
     for split in SPLITS:
         write_shards(
             settings.folder / "tiles",
@@ -31,12 +29,15 @@ def main() -> None:
         )
 
 
-def published_statistics(entry: DatasetEntry, split: str, measured: Statistics) -> Statistics:
-    """Replace what was measured by what is published; class weights are those of one split only."""
+def published_statistics(data: DataSettings, measured: Statistics) -> Statistics:
+    """Replace what was measured by what is published, where that is of the same pixels."""
+    if not data.as_published:
+        return measured
+    entry = data.entry
     mean, std, class_frequency = measured
     if entry.mean is not None and entry.std is not None:
         mean, std = entry.mean, entry.std
-    if entry.class_weights is not None and split == entry.split.default:
+    if entry.class_weights is not None:
         unchanged, changed = entry.class_weights
         class_frequency = (1 / unchanged, 1 / changed)
     return Statistics(mean, std, class_frequency)
