@@ -306,6 +306,6 @@ def catalog_entry(dataset: str, path: Path = CATALOG) -> DatasetEntry:
             f"unknown data set '{dataset}'{did_you_mean(dataset, catalog)}",
             where="params.yaml, dataset",
             mend=f"choose one of {', '.join(catalog)}; for imagery of your own use "
-            "'folder/NAME' with source: your folder, or 'rasters/NAME' with source: your list",
+            "'folder/NAME' or 'rasters/NAME' with source: your folder",
         )
     return catalog[base]

@@ -80,7 +80,7 @@ class DataSettings(Frozen):
 
     Attributes:
         entry: what the catalog knows of it.
-        source: a user's own folder or list, or the catalog.
+        source: a user's own folder, or the catalog.
         label_rule: how label values are read.
         bands: three 1-based bands to take as R, G, B, or None for the first three.
         tile_size: side of a tile in pixels.
@@ -260,11 +260,11 @@ def _check_choice(key: str, value: str, choices: tuple[str, ...] | list[str]) ->
 def _check_source(params: Params, entry: DatasetEntry) -> None:
     own, from_catalog = entry.name in OWN_DATA, params.source.name == CATALOG.name
     if own and from_catalog:
-        kind = "folder of scenes" if entry.name == "folder" else "CSV list of rasters"
+        kind = "scenes" if entry.name == "folder" else "rasters and their list"
         raise _impossible(
             "source",
             f"'{params.source}' is no imagery, and data set '{params.dataset}' is your own",
-            f"set source to your {kind}",
+            f"set source to your folder of {kind}",
         )
     if not own and not from_catalog:
         raise _impossible(

@@ -240,9 +240,8 @@ def raster(path: Path, size: int = 8) -> Path:
 def listed(root: Path, text: str, encoding: str = "utf-8") -> Path:
     for name in ("t1.tif", "t2.tif", "label.tif"):
         touch(root, name)
-    path = root / "pairs.csv"
-    path.write_text(text, encoding=encoding)
-    return path
+    (root / "pairs.csv").write_text(text, encoding=encoding)
+    return root
 
 
 def test_rasters(tmp_path):
@@ -286,4 +285,4 @@ def test_list_of_rasters_in_another_encoding_or_missing(tmp_path):
     with pytest.raises(DataError, match="not a readable CSV"):
         rasters(listed(tmp_path, "id,t1,t2,label\nKöln,t1.tif,t2.tif,label.tif", "latin-1"))
     with pytest.raises(DataError, match="not a readable CSV"):
-        rasters(tmp_path / "none.csv")
+        rasters(tmp_path / "none")

@@ -257,7 +257,7 @@ def test_own_data_share_an_entry_and_have_folders_of_their_own(tmp_path):
         ({"dataset": "cdd", "split": "random"}, "'cdd' has no split policy 'random'"),
         ({"dataset": "folder"}, "source: .*is your own.*your folder of scenes"),
         ({"dataset": "folder/x"}, "source: .*is your own"),
-        ({"dataset": "rasters"}, "source: .*your CSV list of rasters"),
+        ({"dataset": "rasters"}, "source: .*your folder of rasters and their list"),
         ({"source": "/my/imagery"}, "'/my/imagery' is not used by data set 'demo'.*folder/NAME"),
         ({"dataset": "cdd", "source": "/my/imagery"}, "not used by data set 'cdd'"),
         ({"width": 0.25, "pretrained": "imagenet"}, "fits width 1 only, and width is 0.25"),

@@ -4,6 +4,7 @@ from pathlib import Path
 import geopandas
 import pytest
 import rasterio
+from PIL import Image
 from shapely.geometry import box
 
 from dsfer.data.scenes import read_scenes
@@ -135,6 +136,33 @@ def test_a_published_split_that_is_not_there_stops_at_once(tmp_path):
     assert not (tmp_path / "raw" / "scenes.json").exists()
 
 
+def outside(folder: Path) -> Path:
+    """A folder of one pair whose label lies elsewhere, as `elsewhere/label.png`."""
+    for name in ("own/t1.png", "own/t2.png", "elsewhere/label.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(folder / name)
+    return folder / "own"
+
+
+@pytest.mark.parametrize("label", ["../elsewhere/label.png", "link/label.png"])
+def test_what_dvc_would_not_watch_is_refused(tmp_path, label):
+    source = outside(tmp_path)
+    (source / "link").symlink_to(tmp_path / "elsewhere")
+    (source / "pairs.csv").write_text(f"id,t1,t2,label\na,t1.png,t2.png,{label}\n")
+    data = settings(catalog_entry("rasters"), "spatial", source)
+    with pytest.raises(DataError, match=r"label\.png: lies outside .*own.* link it there"):
+        acquire(data, tmp_path / "raw", tmp_path / "downloads")
+    assert not (tmp_path / "raw" / "scenes.json").exists()
+
+
+def test_linked_files_are_watched(tmp_path):
+    source = outside(tmp_path)
+    (source / "label.png").symlink_to(tmp_path / "elsewhere" / "label.png")
+    (source / "pairs.csv").write_text("id,t1,t2,label\na,t1.png,t2.png,label.png\n")
+    data = settings(catalog_entry("rasters"), "spatial", source)
+    assert len(acquire(data, tmp_path / "raw", tmp_path / "downloads")) == 1
+
+
 def test_label_polygons_become_rasters(tmp_path):
     for name in ("t1.tif", "t2.tif"):
         with rasterio.open(
@@ -145,7 +173,7 @@ def test_label_polygons_become_rasters(tmp_path):
     area = geopandas.GeoDataFrame(geometry=[box(500_000, 4_999_995, 500_004, 5e6)], crs=32633)
     area.to_file(tmp_path / "area.gpkg")
     (tmp_path / "pairs.csv").write_text("id,t1,t2,label\nport,t1.tif,t2.tif,area.gpkg\n")
-    data = settings(catalog_entry("rasters/port"), "spatial", tmp_path / "pairs.csv")
+    data = settings(catalog_entry("rasters/port"), "spatial", tmp_path)
     (scene,) = acquire(data, tmp_path / "raw", tmp_path / "downloads")
     assert scene.label == tmp_path / "raw" / "labels" / "port.tif"
     with rasterio.open(scene.label) as label:

@@ -1,6 +1,6 @@
 """Layouts: adapters that find the scenes of a data set on disk, one function for each layout.
 
-An adapter takes the folder (or list file) that holds the imagery and returns its scenes. Adding a
+An adapter takes the folder that holds the imagery and returns its scenes. Adding a
 data set whose files lie as in one of these needs no code; a new layout is one more function here.
 """
 
@@ -15,6 +15,9 @@ from dsfer.data.scenes import Scene
 from dsfer.errors import DataError
 
 LABEL_FOLDERS = ("label", "OUT")
+
+PAIRS = "pairs.csv"
+"""Name of the list in a folder of `rasters`."""
 
 
 def flat(source: Path) -> list[Scene]:
@@ -182,26 +185,27 @@ def cdd_original(source: Path) -> list[Scene]:
 
 
 def rasters(source: Path) -> list[Scene]:
-    """A CSV list of pairs with the columns id, t1, t2, label and optionally split.
+    """A folder with `pairs.csv`, a list with the columns id, t1, t2, label and optionally split.
 
-    Paths are relative to the list's folder. A label may be a raster or a vector file; see
+    Paths are relative to the folder. A label may be a raster or a vector file; see
     `dsfer.data.polygons` for turning the latter into rasters.
 
     Raises:
         DataError: the list is unreadable, lacks a column, names a missing file, or gives a split
             to some rows only.
     """
-    table = _read_table(source)
+    pairs = source / PAIRS
+    table = _read_table(pairs)
     scenes = []
     for number, row in enumerate(table.to_dict("records"), start=2):
-        where = f"{source}, line {number}"
-        files = {name: source.parent / str(row[name]) for name in ("t1", "t2", "label")}
+        where = f"{pairs}, line {number}"
+        files = {name: source / str(row[name]) for name in ("t1", "t2", "label")}
         for name, file in files.items():
             if not str(row[name]) or not file.exists():
                 raise DataError(
                     f"{name} '{row[name]}' does not exist",
                     where=where,
-                    mend=f"correct the path; it counts from {source.parent.resolve()}",
+                    mend=f"correct the path; it counts from {source.resolve()}",
                 )
         split = str(row.get("split", "")) or None
         if split is not None and split not in SPLITS:
@@ -212,33 +216,34 @@ def rasters(source: Path) -> list[Scene]:
     if len({scene.split is None for scene in scenes}) > 1:
         raise DataError(
             "some rows have a split and some have none",
-            where=source,
+            where=pairs,
             mend="fill the column split in every row, or in none",
         )
-    return without_collisions(scenes, source)
+    return without_collisions(scenes, pairs)
 
 
-def _read_table(source: Path) -> pd.DataFrame:
+def _read_table(pairs: Path) -> pd.DataFrame:
     """Read the list of pairs as text, checking its columns."""
     try:
         table = pd.read_csv(
-            source, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True
+            pairs, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True
         )
     except (OSError, ValueError) as error:
         raise DataError(
             f"not a readable CSV list ({error})",
-            where=source,
-            mend="set source to a UTF-8 CSV file with the columns id,t1,t2,label[,split]",
+            where=pairs,
+            mend=f"set source to the folder of your imagery, with a UTF-8 file {PAIRS} in it that "
+            "has the columns id,t1,t2,label[,split]",
         ) from error
     needed, allowed = {"id", "t1", "t2", "label"}, {"id", "t1", "t2", "label", "split"}
     if not needed <= set(table) <= allowed:
         raise DataError(
             f"has the columns {', '.join(map(str, table))}",
-            where=source,
+            where=pairs,
             mend="name them id, t1, t2, label and optionally split, separated by commas",
         )
     if table.empty:
-        raise DataError("lists no pair", where=source, mend="add a line for each pair")
+        raise DataError("lists no pair", where=pairs, mend="add a line for each pair")
     return table
 
 

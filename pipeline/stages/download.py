@@ -33,7 +33,7 @@ def acquire(data: DataSettings, raw: Path, downloads: Path) -> list[Scene]:
     Raises:
         DownloadError: an archive cannot be had or unpacked.
         DataError: the files do not form scenes, or the split policy wants a published split that
-            they do not have.
+            they do not have; or some of a user's own lie outside `source`.
     """
     shutil.rmtree(raw, ignore_errors=True)
     if data.entry.demo is not None:
@@ -42,6 +42,7 @@ def acquire(data: DataSettings, raw: Path, downloads: Path) -> list[Scene]:
         scenes = unpack_release(data.release, raw, downloads)
     else:
         found = list_scenes(data.release, data.source)
+        _check_watched(found, data.source)
         scenes = rasterise_labels(found, raw / "labels", label_rule(data.label_rule).changed)
     _check_published_split(data, scenes)
     write_scenes(raw / "scenes.json", scenes)
@@ -64,10 +65,26 @@ def unpack_release(release: Release, raw: Path, downloads: Path) -> list[Scene]:
 
 
 def list_scenes(release: Release, source: Path) -> list[Scene]:
-    """Find the scenes of a release below (or in the list) `source`."""
+    """Find the scenes of a release below `source`."""
     if release.layout is None:
         raise DataError("has no layout to find scenes by", where="pipeline/catalog.yaml")
     return LAYOUTS[release.layout](source)
+
+
+def _check_watched(scenes: list[Scene], source: Path) -> None:
+    """Refuse files whose changes DVC would not notice.
+
+    It watches `source`, and follows links to files there but not links to folders.
+    """
+    watched = source.resolve()
+    for scene in scenes:
+        for file in (scene.t1, scene.t2, scene.label):
+            if not file.parent.resolve().is_relative_to(watched):
+                raise DataError(
+                    f"lies outside {source}, so that nobody would notice when it changes",
+                    where=file,
+                    mend="move it there, or link it there (the file itself, not its folder)",
+                )
 
 
 def _check_published_split(data: DataSettings, scenes: list[Scene]) -> None:
