@@ -30,7 +30,7 @@ repro: setup
 	dvc repro
 
 test: setup
-	pytest -n auto
+	pytest -n auto --dist loadgroup
 
 check: setup
 	ruff check
