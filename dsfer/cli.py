@@ -1,17 +1,15 @@
 """The `dsfer` command: what the library does without a pipeline around it."""
 
-import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
 import dsfer
-from dsfer.errors import ConfigError, DsferError
+from dsfer.console import run
+from dsfer.errors import ConfigError
 
 app = typer.Typer(help="Dsfer-Net change detection.", no_args_is_help=True, add_completion=False)
 
@@ -59,10 +57,5 @@ def import_weights(
 
 
 def main() -> None:
-    """Run the command line: a user's error is one message and exit status 1, never a traceback."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
-    try:
-        app()
-    except DsferError as error:
-        sys.exit(f"error: {error}")
+    """Run the command line."""
+    run(app)
