@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
-from dsfer.data.manifest import IGNORE
 from dsfer.data.tars import Pixels
+from dsfer.metrics import COUNTS, confusion_counts
 
 BINS = 4096
 
@@ -77,8 +78,7 @@ def counts(tiles: Iterable[Tile], threshold: float) -> pd.DataFrame:
     """
     rows = []
     for pair, label in tiles:
-        found, changed = difference(pair) >= threshold, label == 1
-        valid = label != IGNORE
-        tp, fp, fn, tn = found & changed, found & ~changed, ~found & changed, ~found & ~changed
-        rows.append([np.count_nonzero(cell & valid) for cell in (tp, fp, fn, tn)])
-    return pd.DataFrame(rows, columns=["tp", "fp", "fn", "tn"], dtype=np.int64)
+        found = difference(pair) >= threshold
+        rows.append(confusion_counts(torch.from_numpy(found)[None], torch.from_numpy(label)[None]))
+    stacked = torch.cat(rows) if rows else torch.empty((0, len(COUNTS)), dtype=torch.int64)
+    return pd.DataFrame(stacked.numpy(), columns=COUNTS)
