@@ -35,11 +35,11 @@ def blend_weights(size: int, overlap: int) -> np.ndarray:
     weights of all windows over a pixel add up to one.
 
     Returns:
-        (size, size) float32 in (0, 1].
+        (size, size) float64 in (0, 1].
     """
     distance = np.minimum(np.arange(size), np.arange(size)[::-1]) + 1.0
     ramp = np.minimum(distance / (overlap + 1), 1.0)
-    return np.outer(ramp, ramp).astype(np.float32)
+    return np.outer(ramp, ramp)
 
 
 def change_probability(
@@ -73,7 +73,8 @@ def change_probability(
     width = max(cols, tile_size)
     tops = window_starts(rows, tile_size, overlap)
     lefts = window_starts(cols, tile_size, overlap)
-    total = np.zeros((tile_size, width), dtype=np.float32)
+    # Hundreds of windows may cover a pixel: in float32 their sum would lose more than it shows.
+    total = np.zeros((tile_size, width), dtype=np.float64)
     weight = np.zeros_like(total)
     for top, following in zip(tops, [*tops[1:], rows], strict=True):
         for left, probability in _predict_row(
@@ -82,7 +83,7 @@ def change_probability(
             total[:, left : left + tile_size] += weights * probability
             weight[:, left : left + tile_size] += weights
         done = min(following, rows) - top
-        yield top, (total[:done] / weight[:done])[:, :cols]
+        yield top, (total[:done] / weight[:done])[:, :cols].astype(np.float32)
         total, weight = _shift_up(total, done), _shift_up(weight, done)
 
 

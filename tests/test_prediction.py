@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dsfer.prediction import blend_weights, change_probability, window_starts
@@ -42,6 +42,7 @@ def identity_model(pair, **options):
 
 @settings(max_examples=100, deadline=None)
 @given(SIZES, SIZES, TILES, st.integers(1, 5), st.integers(0, 99))
+@example(rows=29, cols=42, tile=(18, 17), batch_size=1, seed=1)  # 289 windows over one pixel
 def test_stitching_the_windows_gives_the_scene_back(rows, cols, tile, batch_size, seed):
     pair = np.random.default_rng(seed).integers(0, 256, (2, rows, cols, 3), dtype=np.uint8)
     strips = identity_model(pair, tile_size=tile[0], overlap=tile[1], batch_size=batch_size)
