@@ -1,8 +1,10 @@
 """Files that are either whole or not there: atomic writes and content hashes."""
 
+import glob
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -21,10 +23,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` when the block succeeds.
 
     The suffix is kept, so that libraries which look at it write the right format. When the block
-    raises, the temporary file is removed and whatever was at `path` stays.
+    raises, the temporary file is removed and whatever was at `path` stays. What killed processes
+    left in the folder is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+    _remove_leftovers(path.parent)
+    handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -44,14 +48,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     When the block raises or the process is killed, whatever was at `path` stays; killed between
     the two renames, it lies beside `path` and is brought back by the next try. The content is not
     flushed to the disk: it is large, and hashes beside it tell a damaged file from a whole one.
-    What a killed process left of an earlier try is removed.
+    What killed processes left beside `path` is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     former = path.with_name(f".former-{path.name}")
     _settle(path, former)
-    _remove_leftovers(path)
-    prefix = f".tmp-{path.name}-{os.getpid()}-"
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+    _remove_leftovers(path.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(), dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -70,12 +73,32 @@ def _settle(path: Path, former: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove temporary folders for `path` whose process is gone (or had this one's number)."""
-    for folder in path.parent.iterdir():
-        match = re.fullmatch(rf"\.tmp-{re.escape(path.name)}-(\d+)-\w+", folder.name)
-        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
-            shutil.rmtree(folder, ignore_errors=True)
+def _prefix() -> str:
+    """Start of the names of this process's temporary files and folders."""
+    return f".tmp-{platform.node()}-{os.getpid()}-"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders of processes of this machine that are gone."""
+    pattern = re.compile(rf"\.tmp-{re.escape(platform.node())}-(\d+)-.*")
+    for path in folder.glob(f".tmp-{glob.escape(platform.node())}-*"):
+        match = pattern.fullmatch(path.name)
+        if match and _is_leftover(path, int(match[1])):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _is_leftover(path: Path, pid: int) -> bool:
+    """Whether the process that made `path` is gone, even if a newer one has its number."""
+    try:
+        # The start of a process is known to about a second.
+        return path.stat().st_mtime < psutil.Process(pid).create_time() - 2
+    except psutil.NoSuchProcess:
+        return True
+    except FileNotFoundError:  # renamed or removed since it was listed
+        return False
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -93,13 +94,29 @@ def test_a_kill_between_the_renames_loses_nothing(tmp_path):
 def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    kept = [f".tmp-out-{os.getppid()}-abc", f".tmp-out-x-{dead.pid}-abc", ".tmp-other-1-a", "out-1"]
-    for name in (f".tmp-out-{dead.pid}-a1_b", f".tmp-out-{os.getpid()}-abc", *kept):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "part").touch()
+    here, mine = platform.node(), os.getpid()
+    kept = [
+        f".tmp-{here}-{mine}-a", f".tmp-{here}-{os.getppid()}-a", f".tmp-{here}x-{dead.pid}-a",
+        f".tmp-{here}-x-a", "out-1",
+    ]  # fmt: skip
+    gone = [f".tmp-{here}-{dead.pid}-a1_b", f".tmp-{here}-{dead.pid}-a.csv", f".tmp-{here}-{mine}-b"]
+
+    def leave():
+        for name in (gone[0], *kept):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "part").touch()
+        for name in gone[1:]:
+            (tmp_path / name).touch()
+        os.utime(tmp_path / gone[-1], (1e9, 1e9))  # of an earlier process with this one's number
+
+    leave()
     with atomic_folder(tmp_path / "out"):
         pass
     assert names(tmp_path) == sorted([*kept, "out"])
+    leave()
+    with atomic_path(tmp_path / "file"):
+        pass
+    assert names(tmp_path) == sorted([*kept, "out", "file"])
 
 
 def test_json_comes_back_and_damage_is_named(tmp_path):

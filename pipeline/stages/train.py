@@ -128,8 +128,6 @@ def sole_use(resume: Path) -> Iterator[None]:
         ) from error
     with lock:
         holder.write_text(str(os.getpid()))
-        for half_written in resume.glob(".tmp-*"):
-            half_written.unlink()
         try:
             yield
         finally:
