@@ -1,4 +1,4 @@
-# make repro   create the environment and run the whole pipeline (dvc repro)
+# make repro   create the environment and run the whole pipeline (dvc repro), also after a kill
 # make test    create the environment and run the tests
 # make check   lint, format and types, as CI does
 #
@@ -27,6 +27,7 @@ setup: .venv/installed
 	touch $@
 
 repro: setup
+	python -m pipeline.recovery
 	dvc repro
 
 test: setup

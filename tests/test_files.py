@@ -94,12 +94,9 @@ def test_a_kill_between_the_renames_loses_nothing(tmp_path):
 def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    here, mine = platform.node(), os.getpid()
-    kept = [
-        f".tmp-{here}-{mine}-a", f".tmp-{here}-{os.getppid()}-a", f".tmp-{here}x-{dead.pid}-a",
-        f".tmp-{here}-x-a", "out-1",
-    ]  # fmt: skip
-    gone = [f".tmp-{here}-{dead.pid}-a1_b", f".tmp-{here}-{dead.pid}-a.csv", f".tmp-{here}-{mine}-b"]
+    here, mine = f".tmp-{platform.node()}", os.getpid()
+    kept = [f"{here}-{mine}-a", f"{here}-{os.getppid()}-a", f"{here}x-{dead.pid}-a", "out-1"]
+    gone = [f"{here}-{dead.pid}-a1_b", f"{here}-{dead.pid}-a.csv", f"{here}-{mine}-b"]
 
     def leave():
         for name in (gone[0], *kept):
