@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dsfer.distributed import shared_file
 from dsfer.errors import CheckpointError, first_line
 from dsfer.files import atomic_path
 
@@ -33,16 +34,18 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     """Read a checkpoint and restore the random generators; None where there is none yet.
 
-    No pickled code is run.
+    No pickled code is run. With several ranks, all of them read the file of rank 0.
 
     Raises:
         CheckpointError: it is damaged, of another schema, or of a run with other parameters.
     """
-    if not path.exists():
-        return None
     mend = "delete it to start this run anew"
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        file = shared_file(path)
+        if file is None:
+            return None
+        with file:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         problem = f"not a readable checkpoint ({first_line(error)})"
         raise CheckpointError(problem, where=path, mend=mend) from error
@@ -51,9 +54,11 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
         raise CheckpointError(
             f"has schema {found}, this version reads schema {SCHEMA}", where=path, mend=mend
         )
-    if state["fingerprint"] != fingerprint:
+    if state.get("fingerprint") != fingerprint:
         raise CheckpointError(
-            f"belongs to run {state['fingerprint']}, not to {fingerprint}", where=path, mend=mend
+            f"belongs to run {state.get('fingerprint')}, not to {fingerprint}",
+            where=path,
+            mend=mend,
         )
     torch.set_rng_state(state["random"]["cpu"])
     if torch.cuda.is_available() and "cuda" in state["random"]:

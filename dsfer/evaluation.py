@@ -58,37 +58,46 @@ class Inference:
 
 
 def predict_split(
-    model: nn.Module, source: BatchSource, inference: Inference
+    model: nn.Module, source: BatchSource, inference: Inference, tiles: np.ndarray
 ) -> Iterator[tuple[ChangeOutput, Tensor]]:
-    """Run a network in evaluation mode over all tiles of a split, in order.
+    """Run a network in evaluation mode over tiles of a split, given by their numbers.
 
     Yields:
         The output of a batch and its labels (b, h, w) uint8, both on the device.
     """
     model.eval()
-    order = np.arange(len(source.tiles))
-    for pairs, labels in source.batches(order, inference.batch_size):
+    for pairs, labels in source.batches(tiles, inference.batch_size):
         with torch.inference_mode(), inference.autocast():
             output = model(*inference.inputs(pairs))
         yield output, labels
 
 
 def count_tiles(
-    model: nn.Module, source: BatchSource, inference: Inference
+    model: nn.Module,
+    source: BatchSource,
+    inference: Inference,
+    tiles: np.ndarray | None = None,
 ) -> tuple[Tensor, float]:
     """Confusion counts of every tile of a split (protocol `tiles`), and the rate.
+
+    Args:
+        model: the network.
+        source: the split.
+        inference: how the network is run.
+        tiles: numbers of the tiles to count, in this order; None counts all.
 
     Returns:
         (n, 4) int64 on the device, tp fp fn tn, and pairs per second from batch to counts, which
         leaves out the decoding where the source holds its tiles in memory.
     """
+    tiles = np.arange(len(source.tiles)) if tiles is None else tiles
+    none = torch.empty((0, 4), dtype=torch.int64, device=inference.device)
     started = time.perf_counter()
-    counts = torch.cat(
-        [
-            confusion_counts(predicted_change(output.logits), labels)
-            for output, labels in predict_split(model, source, inference)
-        ]
+    batches = (
+        confusion_counts(predicted_change(output.logits), labels)
+        for output, labels in predict_split(model, source, inference, tiles)
     )
+    counts = torch.cat([none, *batches])
     if inference.device.type == "cuda":
         torch.cuda.synchronize(inference.device)
     return counts, len(counts) / (time.perf_counter() - started)

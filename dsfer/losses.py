@@ -2,6 +2,9 @@
 
 Each term exists as the paper prints it and as the released code computes it; recipes choose.
 Shapes: b batch, h w sides; labels are uint8 with 0 unchanged, 1 changed, 255 ignored.
+
+Where several processes train together, each has its share of the batch, and the mean of their
+losses is the loss of the whole batch.
 """
 
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dsfer.data.manifest import IGNORE
+from dsfer.distributed import sum_over_ranks, world_size
 from dsfer.models.output import ChangeOutput
 
 CrossEntropy = Literal["printed", "weighted-mean"]
@@ -63,13 +67,14 @@ class ChangeLoss:
 
 def printed_cross_entropy(logits: Tensor, labels: Tensor, weights: ClassWeights) -> Tensor:
     """Eq. 4: weighted cross entropy, averaged over pixels, with Ŷ the softmax of (b, 2, h, w)."""
-    return weighted_sum(logits, labels, weights) / (labels != IGNORE).sum().clamp(min=1)
+    count = sum_over_ranks((labels != IGNORE).sum()).clamp(min=1)
+    return weighted_sum(logits, labels, weights) * world_size() / count
 
 
 def weighted_mean_cross_entropy(logits: Tensor, labels: Tensor, weights: ClassWeights) -> Tensor:
     """The released form of Eq. 4: divided by the sum of the pixels' weights, not their number."""
-    total = pixel_weights(labels, weights, logits.dtype).sum()
-    return weighted_sum(logits, labels, weights) / total.clamp(min=min(weights))
+    total = sum_over_ranks(pixel_weights(labels, weights, logits.dtype).sum())
+    return weighted_sum(logits, labels, weights) * world_size() / total.clamp(min=min(weights))
 
 
 def weighted_sum(logits: Tensor, labels: Tensor, weights: ClassWeights) -> Tensor:

@@ -1,4 +1,8 @@
-"""Training: forward, loss, step; validate now and then; keep the best; continue after a kill."""
+"""Training: forward, loss, step; validate now and then; keep the best; continue after a kill.
+
+One process or several (`dsfer.distributed`) run the same loop: each has its share of every batch,
+and all hold the same weights.
+"""
 
 import logging
 import math
@@ -8,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -17,9 +22,19 @@ from dsfer.checkpoint import load_checkpoint, save_checkpoint
 from dsfer.data.batches import Batch, BatchSource, Sampling, sample_order
 from dsfer.data.shards import TileShards
 from dsfer.data.transforms import apply_symmetries, draw_symmetries
-from dsfer.errors import LeakageError, TrainingError
+from dsfer.distributed import (
+    Agreement,
+    rank,
+    replicated,
+    share_of,
+    sum_over_ranks,
+    wait_for_all,
+    world_size,
+)
+from dsfer.errors import CheckpointError, LeakageError, TrainingError, first_line
 from dsfer.evaluation import Inference, count_tiles
 from dsfer.losses import ChangeLoss
+from dsfer.memory import enough_memory
 from dsfer.metrics import change_metrics, total_counts
 
 log = logging.getLogger(__name__)
@@ -31,6 +46,9 @@ RECORDS_PER_VALIDATION = 5
 """How often the running loss is read from the device between two validations."""
 
 SECONDS_BETWEEN_SAVES = 60
+
+GO_ON, SAVE, STOP = range(3)
+"""What the ranks agree on after every step; the largest that one of them wants is done."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,7 @@ class Training:
         schedule_iterations: step at which `linear`, `poly` and `cosine` reach 0.
         warmup: steps of linear rise before the schedule's full rate.
         iterations: steps to train.
-        batch_size: pairs per step.
+        batch_size: pairs per step, over all processes.
         sampling: order of the samples.
         symmetries: paired flips and quarter turns.
         ema: decay of the averaged weights, 0 for none.
@@ -53,7 +71,7 @@ class Training:
         seed: of sample order and symmetries.
         compile: run the network through torch.compile.
         in_memory: hold decoded tiles in memory, stream them, or None to decide by what is free.
-        workers: processes that read ahead when streaming.
+        workers: processes that read ahead when streaming, for each process that trains.
     """
 
     loss: ChangeLoss
@@ -142,7 +160,9 @@ class Trainer:
 
     Raises:
         LeakageError: a split other than train and val was given.
+        ConfigError: the batch does not divide by the number of processes.
         CheckpointError: the checkpoint is damaged or of another run.
+        TrainingError: the device has too little memory.
     """
 
     def __init__(
@@ -169,10 +189,18 @@ class Trainer:
             )
         self.training, self.inference = training, inference
         self.checkpoint, self.fingerprint = checkpoint, fingerprint
-        device = inference.device
+        self.share = share_of(training.batch_size)
+        with enough_memory(training.batch_size):
+            self._build(model, train, val)
+            self._restore()
+
+    def _build(self, model: nn.Module, train: TileShards, val: TileShards) -> None:
+        """The state of a run at its start, on the device."""
+        training, device = self.training, self.inference.device
         self.model = model.to(device).to(memory_format=torch.channels_last)
+        forward = replicated(self.model)
         self.forward: nn.Module = (
-            torch.compile(self.model) if training.compile else self.model  # type: ignore[assignment]
+            torch.compile(forward) if training.compile else forward  # type: ignore[assignment]
         )
         self.averaged = (
             AveragedModel(
@@ -200,7 +228,7 @@ class Trainer:
         self.history: list[Record] = []
         self.best: Record = {}
         self.best_states: dict[str, Tensor] = {}
-        self._restore()
+        self.agreement = Agreement()
 
     def fit(
         self,
@@ -212,7 +240,8 @@ class Trainer:
 
         Args:
             report: called with every record, those from before a restart included.
-            stop: asked after every step; True saves the state and raises Interrupted.
+            stop: asked after every step; True in any process saves the state and raises
+                Interrupted in all of them, after the same step.
 
         Raises:
             TrainingError: the loss is not finite, or the device ran out of memory. The last good
@@ -221,20 +250,18 @@ class Trainer:
         """
         for record in self.history:
             report(record)
-        try:
+        with enough_memory(self.training.batch_size):
             self._run(report, stop)
-        except torch.cuda.OutOfMemoryError as error:
-            raise TrainingError(
-                f"the GPU ran out of memory with batch_size {self.training.batch_size}",
-                where="batch_size",
-                mend=f"try batch_size: {max(self.training.batch_size // 2, 1)}",
-            ) from error
         return Trained(self.best_states, self.best, self.history)
 
     def _run(self, report: Callable[[Record], None], stop: Callable[[], bool]) -> None:
         saved = time.monotonic()
         progress = tqdm(
-            total=self.training.iterations, initial=self.step, desc="training", unit="step"
+            total=self.training.iterations,
+            initial=self.step,
+            desc="training",
+            unit="step",
+            disable=rank() > 0,
         )
         with progress:
             for batch in self._batches():
@@ -248,15 +275,14 @@ class Trainer:
                     progress.set_postfix(
                         loss=f"{record['train/loss']:.3f}", best_F1=f"{self.best_f1:.2f}"
                     )
-                stopping = stop()
-                if (
-                    stopping
-                    or self._validation_due()
-                    or time.monotonic() - saved > SECONDS_BETWEEN_SAVES
-                ):
+                wanted = STOP if stop() else GO_ON
+                if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    wanted, saved = max(wanted, SAVE), time.monotonic()
+                agreed = self.agreement.reach(wanted)
+                if agreed or self._validation_due():
                     self._save()
                     saved = time.monotonic()
-                if stopping:
+                if agreed == STOP:
                     raise Interrupted(f"stopped at step {self.step}; the next run goes on there")
 
     @property
@@ -272,7 +298,7 @@ class Trainer:
         return last or self.step % self.training.validate_every == 0
 
     def _batches(self) -> Iterator[Batch]:
-        """Batches of the steps that are left."""
+        """This rank's share of the batches of the steps that are left."""
         size = self.training.batch_size
         order = sample_order(
             len(self.train_source.tiles),
@@ -280,12 +306,15 @@ class Trainer:
             seed=self.training.seed,
             sampling=self.training.sampling,
         )
-        return self.train_source.batches(order[self.step * size :], size)
+        left = order[self.step * size :].reshape(-1, world_size(), self.share)
+        return self.train_source.batches(left[:, rank()].ravel(), self.share)
 
     def _train_step(self, pairs: Tensor, labels: Tensor) -> Tensor:
         """One step of the optimiser; returns the loss terms (3,) on the device."""
         if self.training.symmetries:
-            drawn = draw_symmetries(len(pairs), seed=self.training.seed, step=self.step)
+            size, seed = self.training.batch_size, self.training.seed
+            drawn = draw_symmetries(size, seed=seed, step=self.step)
+            drawn = drawn[rank() * self.share :][: self.share]
             pairs, labels = apply_symmetries(
                 pairs, labels, drawn.to(pairs.device, non_blocking=True)
             )
@@ -321,10 +350,14 @@ class Trainer:
 
     def _finite_losses(self) -> list[float]:
         """Mean loss terms since the last record; only here and in validation is the device read."""
-        losses: list[float] = (self.running / max(self.since_record, 1)).tolist()
+        losses: list[float] = (self._running() / max(self.since_record, 1)).tolist()
         if not math.isfinite(losses[0]):
             raise self._lost(f"the loss is {losses[0]}")
         return losses
+
+    def _running(self) -> Tensor:
+        """Loss terms since the last record, added up over steps, of the batches of all ranks."""
+        return sum_over_ranks(self.running) / world_size()
 
     def _lost(self, problem: str) -> TrainingError:
         return TrainingError(
@@ -335,10 +368,14 @@ class Trainer:
         )
 
     def _validate(self) -> Record:
-        """Metrics of the validation split, in percent; keeps the weights if F1 is the best."""
+        """Metrics of the validation split, in percent; keeps the weights if F1 is the best.
+
+        Every rank counts tiles of its own, so that each tile is counted once.
+        """
         model = self.model if self.averaged is None else self.averaged.module
-        counts, _ = count_tiles(model, self.val_source, self.inference)
-        metrics = change_metrics(total_counts(counts))
+        mine = np.arange(rank(), len(self.val_source.tiles), world_size())
+        counts, _ = count_tiles(model, self.val_source, self.inference, mine)
+        metrics = change_metrics(total_counts(sum_over_ranks(counts.sum(dim=0, keepdim=True))))
         # F1 is undefined while nothing is predicted on a split without change: that is no best.
         f1 = metrics["F1"] if math.isfinite(metrics["F1"]) else 0.0
         record = {f"val/{name}": metrics[name] for name in ("P", "R", "IoU")} | {"val/F1": f1}
@@ -350,36 +387,44 @@ class Trainer:
         return record
 
     def _save(self) -> None:
+        """Rank 0 writes the state, which all ranks share; none goes on before it is written."""
         self._finite_losses()
         norm = nn.utils.get_total_norm(list(self.model.parameters())).item()
         if not math.isfinite(norm):  # a state that is lost must not replace a good one
             raise self._lost(f"the norm of the weights is {norm}")
-        save_checkpoint(
-            self.checkpoint,
-            {
-                "fingerprint": self.fingerprint,
-                "step": self.step,
-                "model": self.model.state_dict(),
-                "averaged": None if self.averaged is None else self.averaged.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "running": self.running,
-                "since_record": self.since_record,
-                "history": self.history,
-                "best": self.best,
-                "best_states": self.best_states,
-            },
-        )
+        state = {
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "running": self._running(),
+            "since_record": self.since_record,
+            "history": self.history,
+            "best": self.best,
+            "best_states": self.best_states,
+        }
+        if rank() == 0:
+            save_checkpoint(self.checkpoint, state)
+        wait_for_all()
 
     def _restore(self) -> None:
         state = load_checkpoint(self.checkpoint, self.fingerprint)
         if state is None:
             return
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.running.copy_(state["running"])
-        self.since_record = state["since_record"]
-        self.history, self.best = state["history"], state["best"]
-        self.best_states = state["best_states"]
+        try:
+            self.step = state["step"]
+            self.model.load_state_dict(state["model"])
+            if self.averaged is not None:
+                self.averaged.load_state_dict(state["averaged"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.running.copy_(state["running"])
+            self.since_record = state["since_record"]
+            self.history, self.best = state["history"], state["best"]
+            self.best_states = state["best_states"]
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"does not hold the state of this network and optimiser ({first_line(error)})",
+                where=self.checkpoint,
+                mend="delete it to start this run anew",
+            ) from error

@@ -7,6 +7,7 @@ from torch import nn
 
 import dsfer
 from dsfer.data.shards import TileShards
+from dsfer.distributed import launched, local_rank, world_size
 from dsfer.errors import ConfigError, DataError
 from dsfer.evaluation import Inference, Precision
 from dsfer.losses import ChangeLoss
@@ -19,8 +20,10 @@ log = logging.getLogger(__name__)
 def choose_device(name: str) -> torch.device:
     """The device that `device` in params.yaml asks for; `auto` takes a GPU where there is one.
 
+    Each of several processes takes a GPU of its own.
+
     Raises:
-        ConfigError: a GPU was asked for and there is none.
+        ConfigError: a GPU was asked for and there is none, or none for each process.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
@@ -30,14 +33,33 @@ def choose_device(name: str) -> torch.device:
         )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and launched():
+        check_gpus(local_rank() + 1)
+        return torch.device(name, local_rank())
     return torch.device(name)
 
 
+def check_gpus(processes: int) -> None:
+    """Refuse more processes on this machine than it has GPUs.
+
+    Raises:
+        ConfigError: there are too few.
+    """
+    gpus = torch.cuda.device_count()
+    if processes > gpus:
+        raise ConfigError(
+            f"{processes} processes need a GPU each, and torch sees {gpus}",
+            where="params.yaml, processes",
+            mend=f"set processes: {gpus}, or device: cpu",
+        )
+
+
 def describe_device(device: torch.device) -> str:
-    """The device as numbers are stamped with: the GPU's name, or `cpu` with its threads."""
+    """The devices as numbers are stamped with: the GPU's name, or `cpu` with its threads."""
+    many = f"{world_size()} x " if world_size() > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
+        return f"{many}{torch.cuda.get_device_name(device)}"
+    return f"{many}cpu, {torch.get_num_threads()} threads"
 
 
 def build_network(settings: Settings) -> nn.Module:

@@ -69,6 +69,7 @@ class Params(Frozen):
     validate_every: Any
     seed: Seed
     device: Literal["auto", "cpu", "cuda"]
+    processes: int = Field(ge=1)
     compile: bool | None
     in_memory: bool | None
     workers: int = Field(ge=0)

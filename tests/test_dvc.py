@@ -197,6 +197,7 @@ def test_push_and_pull_carry_everything_to_another_clone(project, tmp_path):
 # What a stage imports and need not declare.
 NO_RESULT = {  # messages, files, processes and parameters: none of them makes a number
     "dsfer/errors.py", "dsfer/files.py", "dsfer/data/workers.py", "dsfer/checkpoint.py",
+    "dsfer/launcher.py", "dsfer/memory.py",
     "pipeline/frozen.py", "pipeline/params.py", "pipeline/catalog.py", "pipeline/recipes.py",
     "pipeline/download.py", "pipeline/stages/__init__.py",
 }  # fmt: skip
@@ -206,7 +207,8 @@ FORMATS = {  # whoever reads a file depends on the file; whoever writes it decla
 }  # fmt: skip
 UNUSED = {  # imported by a module that is declared, for a part of it that the stage does not call
     "train": {"dsfer/prediction.py"},  # stitching
-    "evaluate": {"dsfer/losses.py", "dsfer/training.py"},  # building a training
+    # building a training, and several processes
+    "evaluate": {"dsfer/losses.py", "dsfer/training.py", "dsfer/distributed.py"},
 }
 
 

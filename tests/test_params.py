@@ -96,6 +96,7 @@ WRONG = {
     "compile": ["no", 1],
     "in_memory": ["no", 0],
     "workers": [-1, 1.5, None, True],
+    "processes": [0, -1, 1.5, None, True, "two"],
     "overlap": [1, -0.1, float("nan"), float("inf"), None, True, "0.5"],
 }  # fmt: skip
 
@@ -136,6 +137,7 @@ RIGHT = {
     "compile": [True, False],
     "overlap": [0, 0.25],
     "workers": [0, 8],
+    "processes": [1, 8],
 }
 
 

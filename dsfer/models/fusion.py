@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+from dsfer.models.batch_norm import BatchNorm2d
+
 
 def conv_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
     """3x3 convolution with bias, batch normalisation, ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel_size=3, padding=1),
-        nn.BatchNorm2d(outputs),
+        BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
 

@@ -1,4 +1,7 @@
-"""Train the network on the shards of the training split; continue where a killed run stopped."""
+"""Train the network on the shards of the training split; continue where a killed run stopped.
+
+`processes` of params.yaml starts that many on this machine; torchrun starts them on several.
+"""
 
 import hashlib
 import json
@@ -8,7 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -17,37 +20,63 @@ from dvclive.live import Live
 from filelock import FileLock, Timeout
 
 from dsfer.data.shards import TileShards
+from dsfer.distributed import check_share, joined, launched, local_rank, rank
 from dsfer.errors import TrainingError
-from dsfer.files import atomic_path, write_json
+from dsfer.files import atomic_path, sha256_file, write_json
+from dsfer.launcher import launch
 from dsfer.training import Interrupted, Record, Trained, Trainer
 from dsfer.weights import Metadata, save_weights
 from pipeline.model import (
     build_inference,
     build_network,
     build_training,
+    check_gpus,
     choose_device,
     describe_device,
 )
 from pipeline.params import Settings, current_settings
 from pipeline.stages import run
 
-MACHINE_KEYS = ("device", "compile", "in_memory", "workers", "overlap")
+MACHINE_KEYS = ("device", "processes", "compile", "in_memory", "workers", "overlap")
 """Parameters that a run may be continued with other values of."""
 
-CODE = ("training.py", "losses.py", "evaluation.py", "data/batches.py", "data/transforms.py")
+CODE = (
+    "training.py",
+    "distributed.py",
+    "losses.py",
+    "evaluation.py",
+    "data/batches.py",
+    "data/transforms.py",
+)
 """Modules of `dsfer`, beside the networks, that a run must not be continued with others of."""
 
 
 def main() -> None:
     """Run the stage."""
     settings = current_settings()
-    train, val = (TileShards(settings.folder / "shards" / split) for split in ("train", "val"))
+    if settings.params.processes > 1 and not launched():
+        launch_processes(settings)
+        return
     device = choose_device(settings.params.device)
+    train, val = (
+        TileShards(settings.folder / "shards" / split, verify=local_rank() == 0)
+        for split in ("train", "val")
+    )
     fingerprint = run_fingerprint(settings, train, val)
     resume = resume_folder(fingerprint)
-    with sole_use(resume):
+    with joined(device), sole_use(resume) if rank() == 0 else nullcontext():
         train_network(settings, train, val, device, fingerprint, resume)
-        shutil.rmtree(resume)
+        if rank() == 0:
+            shutil.rmtree(resume)
+
+
+def launch_processes(settings: Settings) -> None:
+    """Run this stage as several processes, after a look at what none of them could mend."""
+    processes = settings.params.processes
+    check_share(settings.recipe.batch_size, processes)
+    if choose_device(settings.params.device).type == "cuda":
+        check_gpus(processes)
+    launch([sys.executable, "-m", "pipeline.stages.train"], processes)
 
 
 def train_network(
@@ -58,7 +87,7 @@ def train_network(
     fingerprint: str,
     resume: Path,
 ) -> None:
-    """Train from where the state in `resume` left off, and write the outputs."""
+    """Train from where the state in `resume` left off; rank 0 writes the outputs."""
     out = settings.model_folder / "training"
     trainer = Trainer(
         build_network(settings),
@@ -69,14 +98,18 @@ def train_network(
         checkpoint=resume / "last.pt",
         fingerprint=fingerprint,
     )
-    # DVC versions the run itself; DVCLive only writes its metrics and plots.
-    with Live(str(out / "live"), save_dvc_exp=False, dvcyaml=None, report=None) as live:
-        try:
-            trained = trainer.fit(report=live_reporter(live), stop=stop_on_signals())
-        except Interrupted as reason:
-            sys.exit(f"interrupted: {reason}")
-        for name, value in trained.best.items():
-            live.summary[f"best/{name.removeprefix('val/')}"] = value
+    stop = stop_on_signals()
+    try:
+        if rank() > 0:
+            trainer.fit(stop=stop)
+            return
+        # DVC versions the run itself; DVCLive only writes its metrics and plots.
+        with Live(str(out / "live"), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+            trained = trainer.fit(report=live_reporter(live), stop=stop)
+            for name, value in trained.best.items():
+                live.summary[f"best/{name.removeprefix('val/')}"] = value
+    except Interrupted as reason:
+        sys.exit(f"interrupted: {reason}" if rank() == 0 else 1)
     write_outputs(settings, train, trained, trainer, out)
 
 
@@ -88,8 +121,10 @@ def run_fingerprint(settings: Settings, *splits: TileShards) -> str:
     values = {k: v for k, v in settings.resolved().items() if k not in MACHINE_KEYS}
     code = Path(__file__).parents[2] / "dsfer"
     sources = [*(code / name for name in CODE), *sorted(code.glob("models/*.py"))]
+    start = settings.recipe.pretrained
     parts = [
         json.dumps(values, sort_keys=True),
+        "" if start in ("none", "imagenet") else sha256_file(Path(start)),
         *(
             json.dumps([tiles.split_hash, tiles.ids, tiles.mean, tiles.std, tiles.class_frequency])
             for tiles in splits

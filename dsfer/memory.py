@@ -1,0 +1,35 @@
+"""What to say when the memory of the GPU does not suffice."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from dsfer.distributed import world_size
+from dsfer.errors import TrainingError
+
+
+@contextmanager
+def enough_memory(batch_size: int) -> Iterator[None]:
+    """Name a batch size to try where the block runs out of GPU memory.
+
+    Args:
+        batch_size: `batch_size` of the parameters, pairs over all processes.
+
+    Raises:
+        TrainingError: the GPU has too little memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        share = batch_size // world_size()
+        smaller = (
+            f"try batch_size: {share // 2 * world_size()}"
+            if share > 1
+            else "try a smaller tile_size or width, or a GPU with more memory"
+        )
+        raise TrainingError(
+            f"the GPU ran out of memory with batch_size {batch_size}",
+            where="batch_size",
+            mend=smaller,
+        ) from error
