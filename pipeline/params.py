@@ -1,5 +1,6 @@
 """`params.yaml`, parsed once into frozen typed objects; `python -m pipeline.params` prints them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from dsfer.data.labels import LABEL_RULES
 from dsfer.errors import ConfigError
+from dsfer.files import atomic_path
 from dsfer.models import VARIANTS, list_models
 from pipeline.catalog import CATALOG, OWN_DATA, DatasetEntry, Policy, Release, catalog_entry
 from pipeline.frozen import Frozen, did_you_mean, parse
@@ -177,8 +179,12 @@ class Settings(Frozen):
         return values | self.data.model_dump(mode="json", exclude={"entry"})
 
 
-def load_params(path: Path = PARAMS) -> Params:
+def load_params(path: Path = PARAMS, changes: Mapping[str, Any] | None = None) -> Params:
     """Read and check `params.yaml`.
+
+    Args:
+        path: the file.
+        changes: values by key to take instead of the file's, as an experiment's.
 
     Raises:
         ConfigError: the file is missing or no YAML, a key is unknown, missing, of the wrong type
@@ -198,6 +204,8 @@ def load_params(path: Path = PARAMS) -> Params:
         raise ConfigError(
             f"no YAML ({line}{error.problem})", where=path, mend="correct that line"
         ) from error
+    if isinstance(values, dict):
+        values |= changes or {}
     params = parse(Params, values, path)
     _check_choice("model", params.model, list_models())
     _check_choice("variant", params.variant, VARIANTS)
@@ -240,9 +248,29 @@ def resolve(params: Params) -> Settings:
     return Settings(params=params, data=data, recipe=recipe, sources=sources)
 
 
-def current_settings() -> Settings:
-    """The settings of the project whose top folder is the current one."""
-    return resolve(load_params())
+def current_settings(changes: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of the project whose top folder is the current one, with `changes` on top."""
+    return resolve(load_params(changes=changes))
+
+
+def change_params(path: Path, changes: Mapping[str, Any]) -> None:
+    """Write values by key into a `params.yaml`, keeping its comments."""
+    yaml = YAML()
+    values = yaml.load(path.read_text(encoding="utf-8"))
+    values.update(changes)
+    with atomic_path(path) as temporary:
+        yaml.dump(values, temporary)
+
+
+def parameter_types() -> dict[str, Any]:
+    """The type of each key of `params.yaml`, bounds included, by its name there."""
+    fields = Params.model_fields | Recipe.model_fields  # a recipe's are stricter than Any
+    return {
+        field.alias or name: Annotated[field.annotation, *field.metadata]
+        if field.metadata
+        else field.annotation
+        for name, field in fields.items()
+    }
 
 
 def _impossible(key: str, problem: str, mend: str) -> ConfigError:

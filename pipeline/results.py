@@ -189,8 +189,17 @@ def read_results(folder: Path, model: str) -> Results:
         history=_table(training / "history.csv", ["step"], "train"),
         worst=_pictures(evaluation / "gallery" / "worst"),
         sample=_pictures(evaluation / "gallery" / "sample"),
-        validation=_read(Validation, folder / "validation" / "validation.json", "validate"),
+        validation=read_validation(folder),
     )
+
+
+def read_validation(folder: Path) -> Validation:
+    """Read what the data set in `folder` was checked for.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    return _read(Validation, folder / "validation" / "validation.json", "validate")
 
 
 def _read(kind: type[Kind], path: Path, stage: str) -> Kind:

@@ -1,0 +1,101 @@
+"""DVC and other commands as children of a flow: their output by the line, their end with ours."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self, cast
+
+from dsfer.errors import DsferError
+from pipeline.guard import GRACE
+
+REASON = re.compile(r"\s*(error|interrupted|ERROR)\b:?")
+"""How the line begins that says why a stage, or DVC, gave up."""
+
+
+class CommandError(DsferError):
+    """A command that a flow started has failed.
+
+    Attributes:
+        passing: whether the reason may pass by itself (exit status 75 of a stage, see
+            `dsfer.console`), so that trying again makes sense.
+    """
+
+    passing = False
+
+
+class Command:
+    """A command under `pipeline.guard`, to be used in a `with` block.
+
+    The block's end, by an exception too, ends the command with all its children.
+
+    Args:
+        arguments: the command, one argument each; no shell reads them.
+        folder: where it runs.
+        project: top folder of the project; DVC passes it to stages as DVC_ROOT, and what outlives
+            a copy of the project, as the state of a training run, is kept there.
+    """
+
+    def __init__(self, arguments: list[str], folder: Path, project: Path):
+        self.arguments = arguments
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.guard", *arguments],
+            cwd=folder,
+            env=environment(project),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        self._input = cast(IO[str], self._process.stdin)
+        self._output = cast(IO[str], self._process.stdout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the guard's input, on which it ends the command if that still runs."""
+        self._input.close()
+        try:
+            self._process.wait(GRACE + 1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._output.close()
+
+    def lines(self) -> Iterator[str]:
+        """What the command prints, by the line; a progress bar's every state is one.
+
+        Raises:
+            CommandError: it failed, with the reasons that it printed.
+        """
+        reasons: list[str] = []
+        for line in self._output:
+            text = line.rstrip()
+            if REASON.match(text):
+                reasons.append(text.strip())
+            if text:
+                yield text
+        status = self._process.wait()
+        if status:
+            said = "; ".join(reasons) or f"exit status {status}, without a reason"
+            failure = CommandError(said.removesuffix("."), where=" ".join(self.arguments[1:]))
+            failure.passing = f"exited with {os.EX_TEMPFAIL}" in said
+            raise failure
+
+
+def environment(project: Path) -> dict[str, str]:
+    """Environment of a command: this Python first, UTF-8, unbuffered, lines wide enough to read."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    ours = {"PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "COLUMNS": "160"}
+    return os.environ | ours | {"DVC_ROOT": str(project.resolve())}

@@ -1,0 +1,261 @@
+"""Prefect flows over the DVC graph: every task is one stage, run by `dvc repro`.
+
+Without parameters a flow works in the project itself. With some it works in a copy, and its result
+is a DVC experiment, as `dvc exp run --temp -S lambda=0.1` makes one. Flows take the parameters of
+`params.yaml` by their names there, `lambda` included; those not given, or null, stay as they are.
+"""
+
+import functools
+import inspect
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import psutil
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import (
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+from pydantic_core import to_jsonable_python
+from ruamel.yaml import YAML
+
+from dsfer.files import read_json
+from pipeline.artifacts import publish
+from pipeline.commands import Command, CommandError
+from pipeline.params import current_settings, parameter_types
+from pipeline.sweep import Grid, check_grid
+from pipeline.workspace import changed_workspace, experiment_name, project_workspace
+
+PROJECT = Path()
+"""Flows run in the project's top folder, as `dvc` does."""
+
+BAR = re.compile(r"(?P<name>\S+):\s+(?P<percent>\d+)%\|")
+"""A progress bar's line: `training:  40%|####      | 400/1000 [...]`."""
+
+SECONDS_BETWEEN_UPDATES = 2.0
+"""How often a progress bar is passed on to the server."""
+
+
+def stage_names(project: Path = PROJECT) -> list[str]:
+    """Names of the stages of `dvc.yaml`, in their order there."""
+    return list(YAML(typ="safe", pure=True).load(project / "dvc.yaml")["stages"])
+
+
+def takes_params(**own: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a flow the parameters of `params.yaml` after its `own` (name=type).
+
+    The flow's function is called with its own parameters by name, and with `changes`, those of
+    the others that were given. Positional-only parameters may have any name, `lambda` too, and
+    Prefect checks and passes them by the signature.
+    """
+    types = own | parameter_types()
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        given = inspect.signature(function).parameters
+
+        @functools.wraps(function)
+        def call(*values: Any) -> Any:
+            named = dict(zip(types, values, strict=True))
+            ours = {name: named.pop(name) for name in own}
+            changes = {name: value for name, value in named.items() if value is not None}
+            return function(**ours, changes=to_jsonable_python(changes))
+
+        call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.POSITIONAL_ONLY,
+                    annotation=kind if name in own else kind | None,
+                    default=given[name].default if name in own else None,
+                )
+                for name, kind in types.items()
+            ]
+        )
+        return call
+
+    return decorate
+
+
+def _may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failed stage is worth another try: a server that could not be reached is."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, CommandError) and error.passing
+
+
+@task(task_run_name="{name}", retries=3, retry_condition_fn=_may_pass)
+def run_stage(name: str, folder: Path, changes: dict[str, Any], experiment: str | None) -> None:
+    """Bring one stage up to date, with its output as log and progress, and show what it made."""
+    arguments = [sys.executable, "-m", "dvc", "repro", "--single-item", name]
+    log, progress = get_run_logger(), Progress(name)
+    with Command(arguments, folder, PROJECT) as command:
+        for line in command.lines():
+            if not progress.follow(line):
+                log.info("%s", line)
+    progress.finish()
+    publish(name, folder, current_settings(changes), experiment)
+
+
+class Progress:
+    """A stage's progress bar as an artifact, made when the bar first shows.
+
+    Args:
+        stage: name of the stage.
+    """
+
+    def __init__(self, stage: str):
+        self.stage = stage
+        self._artifact: UUID | None = None
+        self._shown = 0.0
+
+    def follow(self, line: str) -> bool:
+        """Pass on the state of a bar; returns whether `line` shows one."""
+        bar = BAR.match(line)
+        if bar and time.monotonic() - self._shown > SECONDS_BETWEEN_UPDATES:
+            self._show(float(bar["percent"]), line)
+        return bar is not None
+
+    def _show(self, percent: float, line: str) -> None:
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(percent, key=f"progress-{self.stage}")  # type: ignore[assignment]
+        else:
+            update_progress_artifact(self._artifact, percent)
+        get_run_logger().info("%s", line)
+        self._shown = time.monotonic()
+
+    def finish(self) -> None:
+        """The bar of a stage that has succeeded is full."""
+        if self._artifact is not None:
+            update_progress_artifact(self._artifact, 100.0)
+
+
+def run_stages(names: list[str], changes: dict[str, Any]) -> str | None:
+    """Run stages in order, in the project or with changed parameters in a copy.
+
+    Args:
+        names: stages of `dvc.yaml`; what comes before the first is taken as it is.
+        changes: values by their key in `params.yaml`.
+
+    Returns:
+        Name of the experiment that holds the results, or None where the project does.
+
+    Raises:
+        ConfigError: a parameter is impossible; nothing has been started.
+        WorkspaceError: somebody else works there.
+        CommandError: a stage failed; later ones have not been started.
+    """
+    current_settings(changes)
+    who = f"flow run '{runtime.flow_run.name}'"
+    with end_with_worker():
+        if not changes:
+            with project_workspace(PROJECT, who) as folder:
+                for name in names:
+                    run_stage(name, folder, changes, None)
+            return None
+        experiment = experiment_name(PROJECT, changes)
+        with changed_workspace(PROJECT, changes, who) as folder:
+            for name in names:
+                run_stage(name, folder, changes, experiment)
+            save_experiment(experiment, folder)
+        return experiment
+
+
+@task
+def save_experiment(name: str, folder: Path) -> None:
+    """Keep the parameters, the lock file and the metrics of a copy as a DVC experiment."""
+    arguments = [sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", name]
+    with Command(arguments, folder, PROJECT) as command:
+        for line in command.lines():
+            get_run_logger().info("%s", line)
+
+
+Stage = Literal[tuple(stage_names())]  # type: ignore[valid-type] # known when this is imported
+
+
+@flow(name="pipeline", validate_parameters=True)
+@takes_params(from_stage=Stage | None)
+def pipeline(changes: dict[str, Any], from_stage: str | None = None) -> str | None:
+    """All stages from the imagery to the report, or those from one on.
+
+    Returns the name of the experiment where parameters were given.
+    """
+    names = stage_names()
+    first = names.index(from_stage) if from_stage else 0
+    return run_stages(names[first:], changes)
+
+
+@flow(name="stage")
+@takes_params(name=Stage)
+def stage(changes: dict[str, Any], name: str) -> str | None:
+    """One stage, with what comes before it as it is."""
+    return run_stages([name], changes)
+
+
+@flow(name="sweep")
+def sweep(grid: Grid, jobs: int = 1) -> list[dict[str, Any]]:
+    """Every combination of a grid's values, as experiments in DVC's queue.
+
+    Args:
+        grid: values to try, by key of params.yaml, as {"lambda": [0, 0.1], "seed": [0, 1]}.
+        jobs: experiments to run at a time.
+
+    Returns:
+        A row for each, which is also shown as a table.
+    """
+    check_grid(grid)
+    log = get_run_logger()
+    with end_with_worker(), tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.json"
+        arguments = [sys.executable, "-m", "pipeline.sweep", "--grid", json.dumps(grid)]
+        arguments += ["--jobs", str(jobs), "--out", str(out)]
+        with Command(arguments, PROJECT, PROJECT) as command:
+            try:
+                for line in command.lines():
+                    log.info("%s", line)
+            finally:
+                rows: list[dict[str, Any]] = read_json(out) if out.is_file() else []
+                if rows:
+                    create_table_artifact(rows, key="sweep", description="Change class, percent")
+    return rows
+
+
+@contextmanager
+def end_with_worker() -> Iterator[None]:
+    """End a flow run whose worker died: nobody could see or cancel it any more.
+
+    The run then counts as crashed, and what it had started is stopped. A flow that was called
+    without a worker has none to lose.
+    """
+    over = threading.Event()
+    if runtime.deployment.id:
+        worker = psutil.Process(os.getppid())
+        watch = threading.Thread(target=_end_with, args=(worker, over), daemon=True)
+        watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _end_with(worker: psutil.Process, over: threading.Event) -> None:
+    for _ in itertools.takewhile(lambda _: not over.is_set(), itertools.count()):
+        try:
+            worker.wait(timeout=1)
+        except psutil.TimeoutExpired:
+            continue
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
