@@ -1,5 +1,6 @@
 # make repro   create the environment and run the whole pipeline (dvc repro), also after a kill
 # make test    create the environment and run the tests
+# make up      start Prefect here: server, work pools, deployments, workers; make down ends them
 # make check   lint, format and types, as CI does
 #
 # CPU-only machine: make repro TORCH=cpu   (takes the CPU build of torch, some 5 GB less)
@@ -15,7 +16,7 @@ ifneq ($(TORCH),default)
 torch_backend := --torch-backend=$(TORCH)
 endif
 
-.PHONY: setup repro test check clean
+.PHONY: setup repro test check up down clean
 
 setup: .venv/installed
 
@@ -37,6 +38,12 @@ check: setup
 	ruff check
 	ruff format --check
 	mypy
+
+up: setup
+	python -m pipeline.operate up
+
+down:
+	python -m pipeline.operate down
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -215,7 +215,7 @@ def _unpack_rar(archive: Path, folder: Path) -> None:
     """Unpack a RAR whose members were checked, by the first installed program that can."""
     complaints = []
     for program in rar_tools():
-        done = subprocess.run(  # noqa: S603 - a fixed command and a path
+        done = subprocess.run(
             [*RAR_TOOLS[program], str(archive.resolve())],
             cwd=folder,
             stdin=subprocess.DEVNULL,
