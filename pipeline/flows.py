@@ -57,33 +57,36 @@ def stage_names(project: Path = PROJECT) -> list[str]:
 
 
 def takes_params(**own: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a flow the parameters of `params.yaml` after its `own` (name=type).
+    """Give a flow its `own` parameters (name=type) and those of `params.yaml`.
 
     The flow's function is called with its own parameters by name, and with `changes`, those of
-    the others that were given. Positional-only parameters may have any name, `lambda` too, and
-    Prefect checks and passes them by the signature.
+    the others that were given. Prefect checks and passes parameters by the signature made here;
+    in it `lambda`, which Python keeps for itself, is positional-only, where any name may stand.
     """
-    types = own | parameter_types()
+    types = parameter_types()
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        given = inspect.signature(function).parameters
+        defaults = inspect.signature(function).parameters
 
         @functools.wraps(function)
-        def call(*values: Any) -> Any:
-            named = dict(zip(types, values, strict=True))
-            ours = {name: named.pop(name) for name in own}
-            changes = {name: value for name, value in named.items() if value is not None}
-            return function(**ours, changes=to_jsonable_python(changes))
+        def call(lambda_: float | None = None, /, **values: Any) -> Any:
+            ours = {name: values.pop(name) for name in own if name in values}
+            changes = {"lambda": lambda_} | values
+            given = {name: value for name, value in changes.items() if value is not None}
+            return function(**ours, changes=to_jsonable_python(given))
 
+        def parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
+            only = inspect.Parameter.KEYWORD_ONLY
+            return inspect.Parameter(name, only, annotation=kind, default=default)
+
+        unnamed = inspect.Parameter.POSITIONAL_ONLY
         call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [
                 inspect.Parameter(
-                    name,
-                    inspect.Parameter.POSITIONAL_ONLY,
-                    annotation=kind if name in own else kind | None,
-                    default=given[name].default if name in own else None,
-                )
-                for name, kind in types.items()
+                    "lambda", unnamed, annotation=types["lambda"] | None, default=None
+                ),
+                *(parameter(name, kind, defaults[name].default) for name, kind in own.items()),
+                *(parameter(n, kind | None, None) for n, kind in types.items() if n != "lambda"),
             ]
         )
         return call

@@ -121,7 +121,7 @@ def _copy(project: Path, folder: Path) -> None:
         shutil.copy(local, folder / ".dvc")
     edit_config = Config(str(folder / ".dvc")).edit
     with Repo(str(project)) as repo, edit_config("local") as config:
-        config.setdefault("cache", {})["dir"] = repo.cache.local.path
+        config.setdefault("cache", {})["dir"] = repo.cache.local_cache_dir
 
 
 def _remove(project: Path, folder: Path) -> None:
