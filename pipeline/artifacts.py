@@ -117,7 +117,8 @@ def _publish_report(results: Results, page: Path, experiment: str | None) -> Non
     settings = results.settings
     fetch = f", once `dvc exp apply {experiment}` has brought it there" if experiment else ""
     rows = [
-        f"| {key} | `{value}` | {settings.sources[key]} |" for key, value in settings.values.items()
+        f"| {key} | `{'null' if value is None else value}` | {settings.sources[key]} |"
+        for key, value in settings.values.items()
     ]
     text = "\n".join(
         [

@@ -137,7 +137,8 @@ def _healthy() -> bool:
 
 def _wait_until_healthy(server: dict[str, Any]) -> None:
     def pending(healthy: bool) -> bool:
-        return not healthy and psutil.pid_exists(server["pid"])
+        process = psutil.Process(server["pid"])
+        return not healthy and process.status() != psutil.STATUS_ZOMBIE
 
     waiting = Retrying(
         retry=retry_if_result(pending),

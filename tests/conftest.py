@@ -4,3 +4,21 @@ processes do not fight over the cores, and results do not depend on how many the
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
+
+from pathlib import Path
+
+import pytest
+
+from tests.project import STAGES, commit, dvc, executed, tiny_project
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project, run once on the tiny data set; the state that the tests find is committed."""
+    folder = tmp_path_factory.mktemp("dvc") / "project"
+    tiny_project(folder)
+    printed = dvc(folder, "repro")
+    assert executed(printed) == STAGES
+    assert "report: data/folder/tiny/models/dsfer-net/report.html" in printed
+    commit(folder, "tiny")
+    return folder

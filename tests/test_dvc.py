@@ -3,11 +3,9 @@
 import ast
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,116 +13,19 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from tests.tiles import tiny_pairs
+from tests.project import (
+    ROOT,
+    STAGES,
+    checkpoint_appears,
+    command,
+    dvc,
+    environment,
+    executed,
+    restore,
+    run,
+)
 
 pytestmark = pytest.mark.xdist_group("dvc")  # one process: the project below is run only once
-
-ROOT = Path(__file__).parents[1]
-
-TINY = {
-    "dataset": "folder/tiny", "tile_size": 32, "width": 0.125, "hopfield_dim": 16,
-    "pretrained": "none", "iterations": 2, "batch_size": 2, "warmup": 0, "validate_every": 2,
-}  # fmt: skip
-
-STAGES = ["download", "crop", "split", "validate", "shard", "train", "evaluate", "report"]
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "dvc", *arguments]
-
-
-def environment() -> dict[str, str]:
-    """Stages call `python`: that of these tests."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    who = {f"GIT_{role}_{key}": "tests@localhost" for role in ("AUTHOR", "COMMITTER")
-           for key in ("NAME", "EMAIL")}  # fmt: skip
-    return os.environ | who | {"PATH": path}
-
-
-def run(folder: Path, *arguments: str, fails: bool = False) -> str:
-    """What a command prints; its exit status must be as expected."""
-    done = subprocess.run(
-        arguments, cwd=folder, env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False,
-    )  # fmt: skip
-    assert (done.returncode != 0) == fails, done.stdout
-    return done.stdout
-
-
-def dvc(folder: Path, *arguments: str, fails: bool = False) -> str:
-    return run(folder, *command(*arguments), fails=fails)
-
-
-def executed(printed: str) -> list[str]:
-    return [line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage")]
-
-
-def write_scenes(folder: Path) -> None:
-    """Four georeference-free scenes of 2 x 2 tiles: two to train, one to validate, one to test."""
-    for seed, (split, count) in enumerate({"train": 2, "val": 1, "test": 1}.items()):
-        pairs, labels = tiny_pairs(count, 64, seed)
-        for number in range(count):
-            images = {"A": pairs[number, 0], "B": pairs[number, 1], "label": labels[number] * 255}
-            for name, pixels in images.items():
-                file = folder / split / name / f"{split}{number}.png"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(file)
-
-
-def copy_project(folder: Path) -> None:
-    """The tracked files of the working tree as a git repository of their own."""
-    listed = run(ROOT, "git", "ls-files").splitlines()
-    for name in listed:
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/", "dvc.lock")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    run(folder, "git", "init", "--quiet", "--initial-branch=main")
-
-
-def commit(folder: Path, message: str) -> None:
-    run(folder, "git", "add", "--all")
-    run(folder, "git", "commit", "--quiet", "--message", message)
-
-
-def restore(folder: Path) -> None:
-    """Go back to the last commit.
-
-    A file that DVC has just written, of the same size as the committed one, is the same to git
-    unless its time says otherwise.
-    """
-    for name in ("params.yaml", "dvc.lock"):
-        (folder / name).touch()
-    run(folder, "git", "reset", "--quiet", "--hard")
-    dvc(folder, "checkout")
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project, run once on the tiny data set; the state that the tests find is committed."""
-    folder = tmp_path_factory.mktemp("dvc") / "project"
-    imagery = folder.with_name("imagery")
-    copy_project(folder)
-    write_scenes(imagery)
-    yaml = YAML()
-    params = yaml.load(folder / "params.yaml")
-    params.update(TINY | {"source": str(imagery)})
-    yaml.dump(params, folder / "params.yaml")
-    commit(folder, "project")
-    printed = dvc(folder, "repro")
-    assert executed(printed) == STAGES
-    assert "report: data/folder/tiny/models/dsfer-net/report.html" in printed
-    commit(folder, "tiny")
-    return folder
-
-
-def checkpoint_appears(folder: Path, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until the training that `process` runs has saved its state."""
-    deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline:
-        if list((folder / ".dvc/tmp/resume").glob("*/last.pt")):
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def test_a_second_repro_does_nothing(project):

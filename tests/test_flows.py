@@ -1,0 +1,235 @@
+"""Prefect for real: server, deployments and worker are started, runs cancelled, workers killed."""
+
+import json
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, LogFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+from ruamel.yaml import YAML
+
+from tests.project import commit, dvc, restore, run
+
+pytestmark = pytest.mark.xdist_group("dvc")  # the same project, one after the other
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
+    """The first true value of a condition; fails when it has none in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+class Operation:
+    """The project with a server and a worker of its own."""
+
+    def __init__(self, project: Path, client: SyncPrefectClient):
+        self.project, self.client = project, client
+
+    def start(self, deployment: str, **parameters: Any) -> FlowRun:
+        found = self.client.read_deployment_by_name(deployment)
+        return self.client.create_flow_run_from_deployment(found.id, parameters=parameters)
+
+    def state(self, flow_run: FlowRun) -> str:
+        now = self.client.read_flow_run(flow_run.id).state
+        return now.name if now and now.is_final() else ""
+
+    def finish(self, flow_run: FlowRun, seconds: float = 200) -> str:
+        return wait_for(lambda: self.state(flow_run), seconds)
+
+    def message(self, flow_run: FlowRun) -> str:
+        return self.client.read_flow_run(flow_run.id).state.message
+
+    def log(self, flow_run: FlowRun) -> str:
+        chosen = LogFilter(flow_run_id={"any_": [flow_run.id]})
+        return "\n".join(entry.message for entry in self.client.read_logs(chosen, limit=200))
+
+    def artifacts(self, flow_run: FlowRun) -> dict[str, Any]:
+        chosen = FlowRunFilter(id={"any_": [flow_run.id]})
+        found = self.client.read_artifacts(flow_run_filter=chosen)
+        return {artifact.key: artifact for artifact in found}
+
+    def started(self, name: str) -> psutil.Process:
+        entries = json.loads((self.project / ".prefect/started.json").read_text())
+        return next(psutil.Process(entry["pid"]) for entry in entries if entry["name"] == name)
+
+
+@pytest.fixture(scope="module")
+def operation(project: Path) -> Iterator[Operation]:
+    """`make up` and `make down`, on a free port, with nothing left over in between."""
+    port = str(free_port())
+    with pytest.MonkeyPatch.context() as patch:
+        url = f"http://127.0.0.1:{port}/api"
+        patch.setenv("PREFECT_SERVER_API_PORT", port)
+        patch.setenv("PREFECT_API_URL", url)
+        patch.setenv("PREFECT_TASKS_DEFAULT_RETRY_DELAY_SECONDS", "0")
+        printed = run(project, sys.executable, "-m", "pipeline.operate", "up")
+        assert url in printed
+        operated = None
+        try:
+            with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+                operated = Operation(project, client)
+                yield operated
+        finally:
+            server = operated.started("server") if operated else None
+            run(project, sys.executable, "-m", "pipeline.operate", "down")
+            assert server is not None and not server.is_running()
+
+
+def training(project: Path) -> list[psutil.Process]:
+    """Processes that train in this project or in a copy of it."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        command, folder = process.info["cmdline"] or [], process.info["cwd"] or ""
+        if "pipeline.stages.train" in command and Path(folder).is_relative_to(project):
+            found.append(process)
+    return found
+
+
+def experiments(project: Path) -> dict[str, dict[str, Any]]:
+    """Parameters of each experiment, by its name."""
+    shown = json.loads(dvc(project, "exp", "show", "--json"))
+    found = {}
+    for commit_ in shown:
+        for group in commit_["experiments"] or []:
+            for revision in group["revs"]:
+                found[revision["name"]] = revision["data"]["params"]["params.yaml"]["data"]
+    return found
+
+
+def copies(project: Path) -> list[Path]:
+    return [path for path in (project / ".dvc/tmp/flows").iterdir() if path.is_dir()]
+
+
+def test_a_run_with_parameters_becomes_an_experiment_and_shows_its_results(operation):
+    project = operation.project
+    flow_run = operation.start("pipeline/local", **{"lambda": 0.3, "iterations": 4})
+    assert operation.finish(flow_run) == "Completed", operation.log(flow_run)
+    log = operation.log(flow_run)
+    assert "Stage 'shard' is cached" in log and "Running stage 'train'" in log
+    (name,) = [name for name in experiments(project) if name.startswith("flow-")]
+    assert experiments(project)[name]["lambda"] == 0.3
+    assert run(project, "git", "status", "--short") == ""
+    assert copies(project) == []
+    artifacts = operation.artifacts(flow_run)
+    outputs = {f"outputs-{stage}" for stage in YAML().load(project / "dvc.yaml")["stages"]}
+    shown = {"validation", "progress-train", "scores", "change-maps", "report"}
+    assert set(artifacts) == outputs | shown
+    rows = json.loads(artifacts["scores"].data)
+    assert [row["change class, %"] for row in rows] == [
+        "This run, tiles", "This run, stitched", "Baseline, tiles",
+    ]  # fmt: skip
+    assert "data:image/png;base64," in artifacts["change-maps"].data
+    assert f"dvc exp apply {name}" in artifacts["report"].data
+
+
+def test_impossible_parameters_are_refused_before_anything_starts(operation):
+    for name, value, reason in [
+        ("lambda", "-1", "less than the minimum of 0"),
+        ("lamda", "1", "not found on the deployment"),
+        ("from_stage", "trian", "is not one of"),
+    ]:
+        printed = run(
+            operation.project, sys.executable, "-m", "prefect", "deployment", "run",
+            "pipeline/local", "-p", f"{name}={value}", fails=True,
+        )  # fmt: skip
+        assert reason in " ".join(printed.split())
+
+
+def test_parameters_that_exclude_each_other_end_the_run_with_the_reason(operation):
+    flow_run = operation.start("pipeline/local", dataset="lever-cd")
+    assert operation.finish(flow_run) == "Failed"
+    assert "unknown data set 'lever-cd'; perhaps you mean 'levir-cd'" in operation.message(flow_run)
+    assert operation.artifacts(flow_run) == {}
+    assert copies(operation.project) == []
+
+
+def test_a_sweep_is_one_table_and_says_which_experiment_failed(operation):
+    flow_run = operation.start("sweep/local", grid={"lambda": [0.2, 1e300]}, jobs=2)
+    assert operation.finish(flow_run) == "Failed"
+    assert "1 of 2 experiments have no result" in operation.message(flow_run)
+    good, bad = json.loads(operation.artifacts(flow_run)["sweep"].data)
+    assert (good["lambda"], good["status"]) == (0.2, "done")
+    assert experiments(operation.project)[good["experiment"]]["lambda"] == 0.2
+    assert bad["lambda"] == 1e300
+    assert "loss is not finite" in bad["status"] or "not finite" in bad["status"]
+
+
+def test_a_download_that_failed_is_tried_again(operation):
+    """The stage's exit status says that the reason may pass; here it passes at the third try."""
+    project = operation.project
+    (project / "flaky.py").write_text(
+        "import pathlib, sys\n"
+        "tries = pathlib.Path('tries')\n"
+        "tries.write_text(tries.read_text() + 'x' if tries.exists() else 'x')\n"
+        "if len(tries.read_text()) < 3: sys.exit(75)\n"
+        "from pipeline.stages import download, run\n"
+        "run(download.main)\n"
+    )
+    yaml = YAML()
+    stages = yaml.load(project / "dvc.yaml")
+    stages["stages"]["download"]["cmd"] = "python flaky.py"
+    yaml.dump(stages, project / "dvc.yaml")
+    flow_run = operation.start("stage/local", name="download")
+    state, log = operation.finish(flow_run), operation.log(flow_run)
+    tries = (project / "tries").read_text()
+    for name in ("flaky.py", "tries"):
+        (project / name).unlink()
+    run(project, "git", "checkout", "dvc.yaml")
+    restore(project)
+    assert (state, tries) == ("Completed", "xxx"), log
+
+
+def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
+    project = operation.project
+    yaml = YAML()
+    params = yaml.load(project / "params.yaml")
+    params["iterations"] = 100_000
+    yaml.dump(params, project / "params.yaml")
+    commit(project, "long")
+    try:
+        first = operation.start("stage/local", name="train")
+        saved_state(project)
+        second = operation.start("stage/local", name="report")
+        assert operation.finish(second) == "Failed"
+        assert f"flow run '{first.name}' (process" in operation.message(second)
+
+        operation.client.set_flow_run_state(first.id, Cancelling())
+        wait_for(lambda: not training(project), 10)
+        assert operation.finish(first) == "Cancelled"
+        assert "interrupted" in operation.log(first)
+        assert saved_state(project)
+
+        third = operation.start("stage/local", name="train")
+        wait_for(lambda: "continuing from step" in operation.log(third), 60)
+        operation.started("worker-cpu").send_signal(signal.SIGKILL)
+        wait_for(lambda: not training(project), 15)
+        assert operation.finish(third) == "Crashed"
+        dvc(project, "status")  # no lock is left
+    finally:
+        run(project, "git", "reset", "--quiet", "--hard", "HEAD~1")
+        restore(project)
+
+
+def saved_state(project: Path) -> bool:
+    """Wait until training has saved its state."""
+    return bool(wait_for(lambda: list(project.glob(".dvc/tmp/resume/*/last.pt")), 90))
