@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 import typer
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -32,7 +31,7 @@ API = f"http://127.0.0.1:{PORT}/api"
 START_LIMIT = 180.0
 """Seconds that a server may take to answer; the first start creates the data base."""
 
-STOP_LIMIT = 20.0
+STOP_LIMIT = 8.0
 """Seconds that a worker or the server may take to end before it is killed."""
 
 app = typer.Typer(help="Prefect server, pools, deployments and workers.", no_args_is_help=True)
@@ -45,6 +44,8 @@ class OperationError(DsferError):
 @app.command()
 def up() -> None:
     """Start server and workers, create pools, register deployments."""
+    import torch  # slow, and only asked how many GPUs there are
+
     if _healthy():
         raise OperationError(
             "a server answers there already", where=API,
