@@ -64,8 +64,8 @@ def _mend_lockfile(lockfile: Lockfile) -> None:
     path = Path(lockfile.path)
     if not lockfile.exists() or _readable(lockfile):
         return
-    shown = subprocess.run(  # noqa: S603 - no argument is the user's
-        ["git", "show", f"HEAD:./{path.name}"],  # noqa: S607 - git is wherever the user has it
+    shown = subprocess.run(
+        ["git", "show", f"HEAD:./{path.name}"],
         cwd=path.parent,
         capture_output=True,
         check=False,
