@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from dsfer.errors import DsferError
 from dsfer.files import read_json, write_json
 from pipeline.params import PARAMS, change_params
+from pipeline.recovery import recover
 
 
 class WorkspaceError(DsferError):
@@ -37,6 +38,7 @@ def project_workspace(project: Path, who: str) -> Iterator[Path]:
         WorkspaceError: another flow run holds it.
     """
     with hold(project / ".dvc/tmp/flows/workspace", who):
+        recover(project)
         yield project
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -62,7 +63,11 @@ def ordered_map(
 
 
 def _end_with_parent() -> None:
-    """Leave no worker behind when the parent is killed without a chance to stop them."""
+    """Leave no worker behind when the parent is killed without a chance to stop them.
+
+    Ctrl-C reaches the workers too; only the parent answers it, and says so once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -183,11 +183,15 @@ def live_reporter(live: Live) -> Callable[[Record], None]:
 
 
 def stop_on_signals() -> Callable[[], bool]:
-    """A question that becomes true once the process is told to stop (Ctrl-C, SIGTERM)."""
+    """A question that becomes true once the process is told to stop (Ctrl-C, SIGTERM).
+
+    The death of the process that started this one tells it too: nobody would see it train on.
+    """
+    parent = os.getppid()
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda signum, _frame: received.append(signum))
-    return lambda: bool(received)
+    return lambda: bool(received) or os.getppid() != parent
 
 
 def write_outputs(
