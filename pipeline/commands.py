@@ -12,16 +12,18 @@ from typing import IO, Self, cast
 from dsfer.errors import DsferError
 from pipeline.guard import GRACE
 
-REASON = re.compile(r"\s*(error|interrupted|ERROR)\b:?")
-"""How the line begins that says why a stage, or DVC, gave up."""
+REASON = re.compile(r"(error|interrupted|ERROR): (?P<said>.+)")
+"""The line that says why a stage, or then DVC, gave up."""
+
+PASSING = f"exited with {os.EX_TEMPFAIL}"
+"""What DVC says of a stage whose reason may pass, see `dsfer.console`."""
 
 
 class CommandError(DsferError):
     """A command that a flow started has failed.
 
     Attributes:
-        passing: whether the reason may pass by itself (exit status 75 of a stage, see
-            `dsfer.console`), so that trying again makes sense.
+        passing: whether the reason may pass by itself, so that trying again makes sense.
     """
 
     passing = False
@@ -33,14 +35,15 @@ class Command:
     The block's end, by an exception too, ends the command with all its children.
 
     Args:
+        name: what it does, for messages.
         arguments: the command, one argument each; no shell reads them.
         folder: where it runs.
         project: top folder of the project; DVC passes it to stages as DVC_ROOT, and what outlives
             a copy of the project, as the state of a training run, is kept there.
     """
 
-    def __init__(self, arguments: list[str], folder: Path, project: Path):
-        self.arguments = arguments
+    def __init__(self, name: str, arguments: list[str], folder: Path, project: Path):
+        self.name = name
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.guard", *arguments],
             cwd=folder,
@@ -82,15 +85,15 @@ class Command:
         reasons: list[str] = []
         for line in self._output:
             text = line.rstrip()
-            if REASON.match(text):
-                reasons.append(text.strip())
+            if reason := REASON.match(text):
+                reasons.append(reason["said"].rstrip("."))
             if text:
                 yield text
         status = self._process.wait()
         if status:
-            said = "; ".join(reasons) or f"exit status {status}, without a reason"
-            failure = CommandError(said.removesuffix("."), where=" ".join(self.arguments[1:]))
-            failure.passing = f"exited with {os.EX_TEMPFAIL}" in said
+            said = reasons[0] if reasons else f"exit status {status}, without a reason"
+            failure = CommandError(said, where=self.name)
+            failure.passing = any(PASSING in reason for reason in reasons)
             raise failure
 
 

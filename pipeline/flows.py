@@ -105,7 +105,7 @@ def run_stage(name: str, folder: Path, changes: dict[str, Any], experiment: str 
     """Bring one stage up to date, with its output as log and progress, and show what it made."""
     arguments = [sys.executable, "-m", "dvc", "repro", "--single-item", name]
     log, progress = get_run_logger(), Progress(name)
-    with Command(arguments, folder, PROJECT) as command:
+    with Command(f"stage {name}", arguments, folder, PROJECT) as command:
         for line in command.lines():
             if not progress.follow(line):
                 log.info("%s", line)
@@ -181,7 +181,7 @@ def run_stages(names: list[str], changes: dict[str, Any]) -> str | None:
 def save_experiment(name: str, folder: Path) -> None:
     """Keep the parameters, the lock file and the metrics of a copy as a DVC experiment."""
     arguments = [sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", name]
-    with Command(arguments, folder, PROJECT) as command:
+    with Command(f"experiment {name}", arguments, folder, PROJECT) as command:
         for line in command.lines():
             get_run_logger().info("%s", line)
 
@@ -225,7 +225,7 @@ def sweep(grid: Grid, jobs: int = 1) -> list[dict[str, Any]]:
         out = Path(folder) / "rows.json"
         arguments = [sys.executable, "-m", "pipeline.sweep", "--grid", json.dumps(grid)]
         arguments += ["--jobs", str(jobs), "--out", str(out)]
-        with Command(arguments, PROJECT, PROJECT) as command:
+        with Command("sweep", arguments, PROJECT, PROJECT) as command:
             try:
                 for line in command.lines():
                     log.info("%s", line)

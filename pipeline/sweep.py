@@ -177,7 +177,8 @@ def _reason(cell: Cell) -> str:
         return "not run"
     printed = _dvc("queue", "logs", cell.name)
     said = [line.strip() for line in printed.splitlines() if line.startswith(("error:", "ERROR:"))]
-    return f"failed: {said[0].partition(':')[2].strip()}" if said else "failed"
+    reason = said[0].partition(":")[2].partition(" To mend it")[0].strip() if said else ""
+    return f"failed: {reason or 'see its log'}"
 
 
 def _quoted(value: Any) -> str:
