@@ -88,7 +88,7 @@ def restore(folder: Path) -> None:
     for name in ("params.yaml", "dvc.lock"):
         (folder / name).touch()
     run(folder, "git", "reset", "--quiet", "--hard")
-    dvc(folder, "checkout")
+    dvc(folder, "checkout", "--force")
 
 
 def tiny_project(folder: Path) -> None:
