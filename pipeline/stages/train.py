@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -36,6 +37,9 @@ from pipeline.model import (
 )
 from pipeline.params import Settings, current_settings
 from pipeline.stages import run
+
+PATIENCE = 7.0
+"""Seconds in which a run that is told to stop may finish its step and save its state."""
 
 MACHINE_KEYS = ("device", "processes", "compile", "in_memory", "workers", "overlap")
 """Parameters that a run may be continued with other values of."""
@@ -186,12 +190,28 @@ def stop_on_signals() -> Callable[[], bool]:
     """A question that becomes true once the process is told to stop (Ctrl-C, SIGTERM).
 
     The death of the process that started this one tells it too: nobody would see it train on.
+    A step that takes longer than `PATIENCE` is given up.
     """
     parent = os.getppid()
     received: list[int] = []
+
+    def receive(number: int, _frame: object) -> None:
+        if not received:
+            late = threading.Timer(PATIENCE, _give_up)
+            late.daemon = True
+            late.start()
+        received.append(number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda signum, _frame: received.append(signum))
+        signal.signal(number, receive)
     return lambda: bool(received) or os.getppid() != parent
+
+
+def _give_up() -> None:
+    print(
+        "interrupted: the next run goes on from the state saved last", file=sys.stderr, flush=True
+    )
+    os._exit(1)
 
 
 def write_outputs(
