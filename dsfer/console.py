@@ -1,27 +1,72 @@
 """How every command of this project starts and ends on the terminal."""
 
+import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from rich.console import Console
 from rich.logging import RichHandler
 
-from dsfer.errors import DsferError
+from dsfer.errors import DownloadError, DsferError
+
+
+MENDS = {
+    errno.ENOSPC: "make room on that disk, then run it again",
+    errno.EDQUOT: "make room within your quota, then run it again",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), then run it again",
+    errno.EACCES: "give this user the right to it, or choose another place",
+    errno.EPERM: "give this user the right to it, or choose another place",
+    errno.EROFS: "remount that disk to be written to, or choose another place",
+    errno.ENAMETOOLONG: "give it a shorter name, or work in a folder nearer to the root",
+    errno.EMFILE: "raise the number of files a process may open (ulimit -n)",
+    errno.ENFILE: "close programs that hold many files open",
+    errno.ENOENT: "see whether it was moved or a disk was unmounted meanwhile",
+    errno.EIO: "the disk or the network share fails; see the system's log",
+    errno.ESTALE: "the network share went away; mount it again",
+}
+"""What a user can do when the system refuses a file."""
 
 
 def run(main: Callable[[], object]) -> None:
-    """Run a command: its log on the terminal, a user's error as one message and exit status 1.
+    """Run a command: its log on the terminal, a user's error as one message.
 
-    Of several processes that train together, the first one speaks for all of them.
+    The exit status is 1 for what the user has to mend, be it the input or the disk; 75
+    (`EX_TEMPFAIL`) for a failed download, which may go through when tried again; 130 after Ctrl-C.
+    A programming error keeps its traceback. Of several processes that train together, the first
+    one speaks for all of them.
     """
     rank = int(os.environ.get("RANK", "0"))  # set by torchrun
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     for ours in ("dsfer", "pipeline", "__main__"):  # a stage's own module is __main__
         logging.getLogger(ours).setLevel(logging.WARNING if rank else logging.INFO)
+    speaker = f"error of rank {rank}" if rank else "error"
     try:
         main()
     except DsferError as error:
-        sys.exit(f"error of rank {rank}: {error}" if rank else f"error: {error}")
+        _end(f"{speaker}: {error}", os.EX_TEMPFAIL if isinstance(error, DownloadError) else 1)
+    except OSError as error:
+        if error.errno not in MENDS:
+            raise
+        _end(f"{speaker}: {_refused(error)}", 1)
+    except KeyboardInterrupt:
+        _end("interrupted", 128 + signal.SIGINT)
+
+
+def _refused(error: OSError) -> DsferError:
+    """What the system refused, as a message like those of bad input."""
+    reason = os.strerror(error.errno or 0)
+    return DsferError(
+        reason[0].lower() + reason[1:],
+        where=error.filename or error.filename2,
+        mend=MENDS[error.errno or 0],
+    )
+
+
+def _end(message: str, status: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(status)

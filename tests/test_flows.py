@@ -1,6 +1,7 @@
 """Prefect for real: server, deployments and worker are started, runs cancelled, workers killed."""
 
 import json
+import shutil
 import signal
 import socket
 import sys
@@ -227,6 +228,7 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
     finally:
         run(project, "git", "reset", "--quiet", "--hard", "HEAD~1")
         restore(project)
+        shutil.rmtree(project / ".dvc/tmp/resume")
 
 
 def saved_state(project: Path) -> bool:
