@@ -13,7 +13,6 @@ from rich.logging import RichHandler
 
 from dsfer.errors import DownloadError, DsferError
 
-
 MENDS = {
     errno.ENOSPC: "make room on that disk, then run it again",
     errno.EDQUOT: "make room within your quota, then run it again",
