@@ -1,17 +1,19 @@
 """VGG-16 as a five-scale encoder, and its ImageNet weights."""
 
 import logging
-import socket
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from dsfer.errors import CheckpointError
+from dsfer.models.imagenet import imagenet_states, source_name
 
 log = logging.getLogger(__name__)
 
 GROUPS: tuple[tuple[int, int], ...] = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and number of 3x3 convolutions of each VGG-16 group (configuration D)."""
+
+WEIGHTS = "VGG16_Weights.IMAGENET1K_V1"
 
 
 class VGG16Encoder(nn.Module):
@@ -67,8 +69,8 @@ class VGG16Encoder(nn.Module):
         Raises:
             CheckpointError: the download failed, or the file does not fit VGG-16 at this width.
         """
-        source = str(path) if path else "torchvision's IMAGENET1K_V1"
-        states = _read_state_dict(path) if path else _torchvision_state_dict()
+        source = source_name(WEIGHTS, path)
+        states = imagenet_states(WEIGHTS, path)
         own = self.state_dict()
         mine = {key: states[key].float() for key in own if key in states}
         wrong = [key for key in own if key not in mine or mine[key].shape != own[key].shape]
@@ -81,30 +83,3 @@ class VGG16Encoder(nn.Module):
             )
         self.load_state_dict(mine)
         log.info("encoder: ImageNet weights from %s", source)
-
-
-def _torchvision_state_dict() -> dict[str, Tensor]:
-    from torchvision.models import VGG16_Weights  # slow to import, and seldom needed
-
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # seconds; torch's download waits for a silent network forever
-    try:
-        states: dict[str, Tensor] = VGG16_Weights.IMAGENET1K_V1.get_state_dict(
-            progress=True, check_hash=True, weights_only=True
-        )
-    except (OSError, RuntimeError) as error:  # no network, or a damaged download
-        raise CheckpointError(
-            f"could not be downloaded ({error})",
-            where="VGG-16 ImageNet weights",
-            mend="give a local file as pretrained: PATH, or train from scratch with "
-            "pretrained: none",
-        ) from error
-    finally:
-        socket.setdefaulttimeout(patience)
-    return states
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    from dsfer.weights import read_state_dict
-
-    return read_state_dict(path)
