@@ -3,12 +3,17 @@
 The `stitched` protocol of evaluation and maps of whole rasters are this one piece of code.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
-ReadWindow = Callable[[int, int, int], np.ndarray]
+T = TypeVar("T")
+ReadWindow = Callable[[int, int, int], np.ndarray | None]
 PredictWindows = Callable[[np.ndarray], np.ndarray]
+Corner = tuple[int, int]
 
 
 def window_starts(length: int, size: int, overlap: int) -> list[int]:
@@ -50,56 +55,85 @@ def change_probability(
     tile_size: int,
     overlap: int,
     batch_size: int = 32,
+    from_row: int = 0,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Predict a whole scene window by window, and yield it from top to bottom in strips.
 
     Only the windows of one row and their sums are in memory, whatever the height of the scene.
+    The next windows are read while the network works.
 
     Args:
         shape: rows and columns of the scene.
         read: read(top, left, size) returns the pair (2, h, w, 3) uint8 of a window, smaller than
-            `size` only where the scene is.
+            `size` only where the scene is; or None where the window holds no data. It is called
+            from another thread, by ascending top and then left.
         predict: predict(windows) maps (b, 2, size, size, 3) uint8 to change probability
             (b, size, size) float32.
         tile_size: side of a window.
         overlap: pixels that neighbours share at least.
         batch_size: windows per call of `predict`.
+        from_row: first row of the scene that is wanted; windows above it are left out.
 
     Yields:
-        First row of a strip, and its probability (rows, cols) float32 in [0, 1].
+        First row of a strip, and its probability (rows, cols) float32 in [0, 1], NaN where no
+        window holds data.
     """
     rows, cols = shape
     weights = blend_weights(tile_size, overlap)
-    width = max(cols, tile_size)
-    tops = window_starts(rows, tile_size, overlap)
+    tops = [top for top in window_starts(rows, tile_size, overlap) if top + tile_size > from_row]
     lefts = window_starts(cols, tile_size, overlap)
+    corners = [(top, left) for top in tops for left in lefts]
     # Hundreds of windows may cover a pixel: in float32 their sum would lose more than it shows.
-    total = np.zeros((tile_size, width), dtype=np.float64)
+    total = np.zeros((tile_size, max(cols, tile_size)), dtype=np.float64)
     weight = np.zeros_like(total)
-    for top, following in zip(tops, [*tops[1:], rows], strict=True):
-        for left, probability in _predict_row(
-            top, lefts, read, predict, tile_size=tile_size, batch_size=batch_size
-        ):
+    current = tops[0]
+
+    def finished(following: int) -> tuple[int, np.ndarray]:
+        """The rows above `following`, to which no further window adds."""
+        first, last = max(from_row - current, 0), following - current
+        with np.errstate(invalid="ignore"):  # 0 / 0 where there is no data
+            strip = total[first:last, :cols] / weight[first:last, :cols]
+        return current + first, strip.astype(np.float32)
+
+    for (top, left), probability in _predicted(corners, read, predict, tile_size, batch_size):
+        if top != current:
+            if top > from_row:
+                yield finished(top)
+            total, weight = (_shift_up(sums, top - current) for sums in (total, weight))
+            current = top
+        if probability is not None:
             total[:, left : left + tile_size] += weights * probability
             weight[:, left : left + tile_size] += weights
-        done = min(following, rows) - top
-        yield top, (total[:done] / weight[:done])[:, :cols].astype(np.float32)
-        total, weight = _shift_up(total, done), _shift_up(weight, done)
+    yield finished(rows)
 
 
-def _predict_row(
-    top: int,
-    lefts: list[int],
-    read: ReadWindow,
-    predict: PredictWindows,
-    *,
-    tile_size: int,
-    batch_size: int,
-) -> Iterator[tuple[int, np.ndarray]]:
-    for start in range(0, len(lefts), batch_size):
-        some = lefts[start : start + batch_size]
-        windows = np.stack([_full(read(top, left, tile_size), tile_size) for left in some])
-        yield from zip(some, predict(windows), strict=True)
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same items, each made in another thread while the caller works on the one before."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, iterator, end)
+        while (item := following.result()) is not end:
+            following = pool.submit(next, iterator, end)
+            yield item  # type: ignore[misc] # an item, since it is not the end
+
+
+def _predicted(
+    corners: list[Corner], read: ReadWindow, predict: PredictWindows, size: int, batch_size: int
+) -> Iterator[tuple[Corner, np.ndarray | None]]:
+    """The probability of each window in order, None where it holds no data."""
+
+    def batches() -> Iterator[list[tuple[Corner, np.ndarray | None]]]:
+        left = iter(corners)
+        while some := list(islice(left, batch_size)):
+            windows = [read(*corner, size) for corner in some]
+            whole = [None if window is None else _full(window, size) for window in windows]
+            yield list(zip(some, whole, strict=True))
+
+    for batch in ahead(batches()):
+        windows = [window for _, window in batch if window is not None]
+        outputs = iter(predict(np.stack(windows)) if windows else ())
+        for corner, window in batch:
+            yield corner, None if window is None else next(outputs)
 
 
 def _full(window: np.ndarray, size: int) -> np.ndarray:

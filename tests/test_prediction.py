@@ -1,6 +1,7 @@
 """Windows, blending and stitching: what goes in comes out, at any size."""
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -95,3 +96,44 @@ def test_weights_are_positive_symmetric_and_one_in_the_middle(overlap):
     assert weights.max() == 1
     np.testing.assert_array_equal(weights, weights[::-1])
     np.testing.assert_array_equal(weights, weights.T)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, SIZES, TILES, st.data())
+def test_a_scene_can_be_continued_at_any_row(rows, cols, tile, data):
+    pair = np.random.default_rng(0).integers(0, 256, (2, rows, cols, 3), dtype=np.uint8)
+    options = {"tile_size": tile[0], "overlap": tile[1]}
+    whole = np.concatenate([strip for _, strip in identity_model(pair, **options)])
+    row = data.draw(st.integers(0, rows - 1))
+    rest = identity_model(pair, from_row=row, **options)
+    assert rest[0][0] == row
+    np.testing.assert_array_equal(np.concatenate([strip for _, strip in rest]), whole[row:])
+
+
+def test_windows_without_data_are_not_predicted_and_leave_no_value():
+    pair = np.full((2, 24, 24, 3), 51, dtype=np.uint8)
+
+    def read(top, left, size):
+        return None if top < 8 and left < 8 else pair[:, top : top + size, left : left + size]
+
+    seen = []
+
+    def predict(windows):
+        seen.append(len(windows))
+        return windows[:, 0, :, :, 0].astype(np.float32) / 255
+
+    strips = change_probability((24, 24), read, predict, tile_size=8, overlap=0, batch_size=4)
+    whole = np.concatenate([strip for _, strip in strips])
+    assert sum(seen) == 8
+    assert np.isnan(whole[:8, :8]).all()
+    np.testing.assert_allclose(whole[8:], 0.2)
+    np.testing.assert_allclose(whole[:, 8:], 0.2)
+
+
+def test_an_error_of_reading_ahead_arrives_and_ends_the_thread():
+    def read(top, left, size):
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(change_probability((9, 9), read, None, tile_size=4, overlap=1))
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
