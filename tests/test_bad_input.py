@@ -5,12 +5,14 @@ test_crop, test_shards, test_weights, ...); here whole stages run. A GPU that ru
 cannot be provoked where there is none; test_training pretends that it does.
 """
 
+import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +79,14 @@ SCRATCH = ((".dvc",), (".dvc", "tmp"), (".dvc", "tmp", "resume"))
 """Folders that hold the locks of training runs; what else lies in them counts."""
 
 
-def refusal(main: Callable[[], None]) -> str:
+def refusal(main: Callable[[], None], status: int = 1) -> str:
     """What a stage says when it stops on an error; nothing in the project may have changed."""
     before = content(Path())
-    with pytest.raises(SystemExit) as stop:
+    said = io.StringIO()
+    with pytest.raises(SystemExit) as stop, redirect_stderr(said):
         stages.run(main)
-    message = stop.value.code
-    assert isinstance(message, str), "exit status is not that of an error"
+    assert stop.value.code == status
+    message = said.getvalue().rstrip("\n").rpartition("\n")[2]  # the log comes before it
     assert message.startswith("error: ")
     assert message.count("To mend it: ") == 1
     assert "\n" not in message and "Traceback" not in message
@@ -153,7 +156,7 @@ def test_a_missing_archive_says_where_to_put_it(tmp_path):
     configure(tmp_path, dataset="whu-cd", source="pipeline/catalog.yaml", split=None,
               split_ratio=None)  # fmt: skip
     done = process("pipeline.stages.download", tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == os.EX_TEMPFAIL
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     archive = "data/downloads/whu-cd/Building change detection dataset.zip"
