@@ -1,4 +1,8 @@
-"""Files that are either whole or not there: atomic writes and content hashes."""
+"""Files that are either whole or not there: atomic writes and content hashes.
+
+Where the system refuses a file (the disk is full, or may not be written to), the OSError that
+leaves these functions names the file that was to be written, not its temporary name.
+"""
 
 import glob
 import hashlib
@@ -19,6 +23,22 @@ from dsfer.errors import DataError
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the system that the block raises say which file they are about.
+
+    An error of a write says nothing of the file. One about a temporary name beside `path` gets the
+    name that the file would have had.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = Path(str(error.filename or path))
+        ours = [i for i, part in enumerate(place.parts) if part.startswith(_prefix())]
+        error.filename = str(path.joinpath(*place.parts[ours[0] + 1 :]) if ours else place)
+        raise
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` when the block succeeds.
 
@@ -26,19 +46,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
     raises, the temporary file is removed and whatever was at `path` stays. What killed processes
     left in the folder is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path.parent)
-    handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
+        handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -50,20 +71,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     flushed to the disk: it is large, and hashes beside it tell a damaged file from a whole one.
     What killed processes left beside `path` is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    former = path.with_name(f".former-{path.name}")
-    _settle(path, former)
-    _remove_leftovers(path.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=_prefix(), dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if path.is_dir():
-            path.replace(former)
-        temporary.replace(path)
-    finally:
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        former = path.with_name(f".former-{path.name}")
         _settle(path, former)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_leftovers(path.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(), dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            if path.is_dir():
+                path.replace(former)
+            temporary.replace(path)
+        finally:
+            _settle(path, former)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _settle(path: Path, former: Path) -> None:

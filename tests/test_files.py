@@ -1,5 +1,6 @@
 """Files and folders are whole or not there, whatever happens while they are written."""
 
+import errno
 import json
 import os
 import platform
@@ -114,6 +115,34 @@ def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_stay(t
     with atomic_path(tmp_path / "file"):
         pass
     assert names(tmp_path) == sorted([*kept, "out", "file"])
+
+
+def refused(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device", *arguments)
+
+
+def test_a_refused_write_names_the_file_and_not_its_temporary_name(tmp_path):
+    path = tmp_path / "a.csv"
+    with pytest.raises(OSError, match="No space") as caught, atomic_path(path):
+        refused()
+    assert caught.value.filename == str(path)
+    with pytest.raises(OSError, match="No space") as caught, atomic_path(path) as temporary:
+        refused(temporary)
+    assert caught.value.filename == str(path)
+    with (
+        pytest.raises(OSError, match="No space") as caught,
+        atomic_folder(tmp_path / "out") as folder,
+        atomic_path(folder / "b" / "c.tar"),
+    ):
+        refused()
+    assert caught.value.filename == str(tmp_path / "out/b/c.tar")
+    assert not names(tmp_path)
+
+
+def test_what_another_file_was_refused_for_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, atomic_path(tmp_path / "a.csv"):
+        Path("none.tif").read_bytes()
+    assert caught.value.filename == "none.tif"
 
 
 def test_json_comes_back_and_damage_is_named(tmp_path):
