@@ -32,10 +32,18 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = Path(str(error.filename or path))
-        ours = [i for i, part in enumerate(place.parts) if part.startswith(_prefix())]
-        error.filename = str(path.joinpath(*place.parts[ours[0] + 1 :]) if ours else place)
+        if error.errno is not None:
+            error.filename = str(_final_place(Path(str(error.filename or path)), path))
         raise
+
+
+def _final_place(place: Path, path: Path) -> Path:
+    """Where `place` would have come to lie, if it is or is in what is written for `path`."""
+    for temporary in (place, *place.parents):
+        beside = temporary.absolute().parent == path.absolute().parent
+        if beside and temporary.name.startswith(_prefix()):
+            return path / place.relative_to(temporary)
+    return place
 
 
 @contextmanager
