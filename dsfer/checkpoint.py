@@ -27,8 +27,13 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
-    with atomic_path(path) as temporary:
-        torch.save({**state, "schema": SCHEMA, "random": random}, temporary)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save({**state, "schema": SCHEMA, "random": random}, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch does not pass on why a write failed
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:

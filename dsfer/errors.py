@@ -18,6 +18,15 @@ class DsferError(Exception):
         remedy = f" To mend it: {mend}." if mend else ""
         super().__init__(f"{place}{problem}.{remedy}")
 
+    def about(self, old: Path, new: Path) -> "DsferError":
+        """The same error, speaking of what lies below `old` as of what is to lie below `new`."""
+
+        def moved(text: str | Path | None) -> str | None:
+            return None if text is None else str(text).replace(str(old), str(new))
+
+        problem = self.problem.replace(str(old), str(new))
+        return type(self)(problem, where=moved(self.where), mend=moved(self.mend))
+
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the trip back from a worker process, keyword arguments included."""
         return _rebuild, (type(self), self.problem, self.where, self.mend)

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from dsfer.errors import DataError
+from dsfer.errors import DataError, DsferError
 
 
 @contextmanager
@@ -77,7 +77,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     When the block raises or the process is killed, whatever was at `path` stays; killed between
     the two renames, it lies beside `path` and is brought back by the next try. The content is not
     flushed to the disk: it is large, and hashes beside it tell a damaged file from a whole one.
-    What killed processes left beside `path` is removed.
+    What killed processes left beside `path` is removed. Errors speak of `path`, not of the
+    temporary folder.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if path.is_dir():
                 path.replace(former)
             temporary.replace(path)
+        except DsferError as error:
+            raise error.about(temporary, path) from error.__cause__
         finally:
             _settle(path, former)
             shutil.rmtree(temporary, ignore_errors=True)

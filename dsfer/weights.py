@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dsfer.errors import CheckpointError, first_line
-from dsfer.files import atomic_path
+from dsfer.files import write_bytes
 
 SCHEMA = 1
 
@@ -55,8 +55,7 @@ class Metadata:
 def save_weights(model: nn.Module, path: Path, metadata: Metadata) -> None:
     """Write a network's state dict as safetensors, atomically."""
     states = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(states, temporary, metadata={"dsfer": json.dumps(asdict(metadata))})
+    write_bytes(path, save(states, {"dsfer": json.dumps(asdict(metadata))}))
 
 
 def read_metadata(path: Path, *, model: str | None = None) -> Metadata:

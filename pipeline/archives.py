@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import rarfile
+from rich.filesize import decimal
 
 from dsfer.errors import DownloadError
+from dsfer.files import atomic_folder, naming
 
 MAGIC = {"zip": (b"PK\x03\x04", b"PK\x05\x06"), "rar": (b"Rar!\x1a\x07",)}
 """First bytes of each kind of archive."""
@@ -94,7 +96,7 @@ def unpack(path: Path, kind: str, target: Path) -> None:
     Args:
         path: the archive.
         kind: `zip` or `rar`.
-        target: folder to make; it must not exist yet, or be empty.
+        target: folder to make; it is replaced as a whole, or left as it was on an error.
 
     Raises:
         DownloadError: a member's name leads out of the target, a member is a link or another thing
@@ -104,18 +106,12 @@ def unpack(path: Path, kind: str, target: Path) -> None:
     for member in members:
         _check_member(member, path)
     _check_room(sum(member.size for member in members), path, target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".unpack-", dir=target.parent))
-    try:
+    with atomic_folder(target) as folder:
         if kind == "rar":
-            _unpack_rar(path, temporary)
+            _unpack_rar(members, path, folder)
         else:
-            _unpack_zip(path, temporary)
-        _check_unpacked(members, path, temporary)
-        temporary.chmod(0o755)
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            _unpack_zip(path, folder)
+        _check_unpacked(members, path, folder)
 
 
 def list_members(path: Path, kind: str) -> list[Member]:
@@ -188,7 +184,7 @@ def _check_room(needed: int, archive: Path, target: Path) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise DownloadError(
-            f"unpacks to {needed / 1e9:.1f} GB, but {existing} has {free / 1e9:.1f} GB free",
+            f"needs {decimal(needed)} to be unpacked, but {existing} has {decimal(free)} free",
             where=archive,
             mend="make room, or check that this is the published archive",
         )
@@ -205,13 +201,13 @@ def _unpack_zip(path: Path, folder: Path) -> None:
                     continue
                 place.parent.mkdir(parents=True, exist_ok=True)
                 # Mode x: two members of one name are an error, not a silent choice.
-                with archive.open(info) as source, place.open("xb") as out:
+                with naming(place), archive.open(info) as source, place.open("xb") as out:
                     shutil.copyfileobj(source, out, 1 << 20)
     except (*BROKEN, RuntimeError, FileExistsError, NotADirectoryError) as error:
         raise _damaged(path, str(error)) from error
 
 
-def _unpack_rar(archive: Path, folder: Path) -> None:
+def _unpack_rar(members: list[Member], archive: Path, folder: Path) -> None:
     """Unpack a RAR whose members were checked, by the first installed program that can."""
     complaints = []
     for program in rar_tools():
@@ -227,6 +223,8 @@ def _unpack_rar(archive: Path, folder: Path) -> None:
             return
         said = done.stderr.decode(errors="replace").strip().splitlines()
         complaints.append(f"{program}: {said[-1] if said else f'status {done.returncode}'}")
+    unpacked = sum(place.stat().st_size for place in folder.rglob("*") if place.is_file())
+    _check_room(sum(member.size for member in members) - unpacked, archive, folder)
     raise _damaged(archive, "; ".join(complaints))
 
 

@@ -26,7 +26,7 @@ from tenacity.wait import wait_base
 from tqdm import tqdm
 
 from dsfer.errors import DownloadError
-from dsfer.files import read_json, sha256_file, write_json
+from dsfer.files import naming, read_json, sha256_file, write_json
 from pipeline.archives import check_integrity, check_magic, rar_tools
 from pipeline.catalog import Archive
 
@@ -227,6 +227,7 @@ def _transfer(url: str, partial: Path, archive: Archive) -> None:
     shortage: list[int] = []
     log.info("downloading %s from %s, from byte %d on", archive.name, urlsplit(url).netloc, held)
     with (
+        naming(partial),
         partial.open("ab") as file,
         tqdm(
             desc=archive.name,
@@ -246,8 +247,17 @@ def _transfer(url: str, partial: Path, archive: Archive) -> None:
             bar.update(held + received - bar.n)
             return bool(shortage)  # true makes libcurl stop
 
+        refused: list[OSError] = []
+
+        def write(received: bytes) -> int:
+            try:
+                return file.write(received)
+            except OSError as error:
+                refused.append(error)
+                return -1  # makes libcurl stop
+
         curl = _request(url, held)
-        curl.setopt(pycurl.WRITEDATA, file)
+        curl.setopt(pycurl.WRITEFUNCTION, write)
         curl.setopt(pycurl.XFERINFOFUNCTION, progress)
         try:
             curl.perform()
@@ -258,6 +268,8 @@ def _transfer(url: str, partial: Path, archive: Archive) -> None:
                     where=partial,
                     mend="make room and run again to continue",
                 ) from error
+            if refused:
+                raise refused[0] from error
             code, message = error.args
             if code == pycurl.E_HTTP_RANGE_ERROR and not _is_page(curl):
                 file.truncate(0)

@@ -26,7 +26,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dsfer.data.labels import label_rule
 from dsfer.data.manifest import SPLITS
 from dsfer.errors import DataError, ValidationError
-from dsfer.files import write_bytes, write_json
+from dsfer.files import atomic_folder, write_bytes, write_json
 from pipeline import expectations
 from pipeline.catalog import Expected
 from pipeline.facts import Audit, audit_leakage, split_facts, tile_facts
@@ -147,10 +147,11 @@ def _statistics(splits: pd.DataFrame, data: DataSettings) -> list[dict[str, Any]
 
 def write_result(folder: Path, result: dict[str, Any]) -> Path:
     """Write `validation.json` and `validation.html` and return the path of the page."""
-    write_json(folder / "validation.json", result)
-    page = folder / "validation.html"
-    write_bytes(page, render(result).encode())
-    return page
+    page = render(result).encode()
+    with atomic_folder(folder) as new:
+        write_json(new / "validation.json", result)
+        write_bytes(new / "validation.html", page)
+    return folder / "validation.html"
 
 
 def render(result: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,6 +18,7 @@ from dsfer.data.demo_canvas import MARGIN, SCALE, Canvas, fractal, grain, linear
 from dsfer.data.demo_layout import lay_out
 from dsfer.data.demo_light import Light, expose, shine
 from dsfer.data.demo_plan import Style, View, plan
+from dsfer.data.new_raster import new_raster
 from dsfer.data.scenes import Scene
 from dsfer.errors import ConfigError
 from dsfer.files import atomic_path
@@ -104,7 +104,7 @@ def _write_tiff(path: Path, pixels: NDArray[np.uint8], grid: Affine) -> None:
         "tiled": True, "blockxsize": 256, "blockysize": 256,
         "compress": "deflate", "predictor": 2, "interleave": "pixel",
     }  # fmt: skip
-    with atomic_path(path) as temporary, rasterio.open(temporary, "w", **profile) as raster:
+    with new_raster(path, **profile) as raster:
         raster.write(bands)
 
 

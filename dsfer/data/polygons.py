@@ -13,9 +13,9 @@ from rasterio.features import rasterize
 from rasterio.windows import Window
 from shapely.affinity import affine_transform
 
+from dsfer.data.new_raster import new_raster
 from dsfer.data.scenes import Scene
 from dsfer.errors import DataError, GridMismatchError
-from dsfer.files import atomic_path
 
 BLOCK = 512
 """Side of the GeoTIFF's blocks in pixels; one block is in memory at a time."""
@@ -101,7 +101,7 @@ def rasterise(vector: Path, grid: Path, target: Path, changed: int) -> None:
             where=vector,
             mend="check the coordinate reference system of both files",
         )
-    with atomic_path(target) as temporary, rasterio.open(temporary, "w", **profile) as out:
+    with new_raster(target, **profile) as out:
         for _, window in out.block_windows(1):
             inside = polygons.iloc[polygons.sindex.query(_outline(out, window), "intersects")]
             block = np.zeros((window.height, window.width), np.uint8)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from dsfer.data.manifest import SPLITS, write_manifest
 from dsfer.errors import ConfigError, DataError
-from dsfer.files import write_json
+from dsfer.files import atomic_folder, write_json
 
 Ratio = tuple[float, float, float]
 Method = Literal["published", "random", "scenes", "spatial"]
@@ -93,7 +93,7 @@ def write_split(
     """Split a manifest; write `manifest.parquet` and `split.json`.
 
     Args:
-        out: folder to write to.
+        out: folder to write; it is replaced as a whole, or left as it was on an error.
         manifest: rows of the crop stage.
         method: see `split_tiles`.
         policy: what the data set calls this way to split.
@@ -115,8 +115,9 @@ def write_split(
             name: int(table.loc[table["split"] == name, "scene"].nunique()) for name in SPLITS
         },
     }
-    write_manifest(out / "manifest.parquet", table)
-    write_json(out / "split.json", summary)
+    with atomic_folder(out) as folder:
+        write_manifest(folder / "manifest.parquet", table)
+        write_json(folder / "split.json", summary)
     return summary
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dsfer.errors import ShardError
+from dsfer.files import naming
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -45,7 +46,7 @@ def write_tar(path: Path, tiles: Iterable[tuple[str, dict[str, bytes | memoryvie
     from webdataset.writer import TarWriter
 
     options: dict[str, Any] = {"encoder": False, "mtime": 0, "user": "", "group": "", "mode": 0o644}
-    with path.open("wb") as file, TarWriter(file, **options) as writer:
+    with naming(path), path.open("wb") as file, TarWriter(file, **options) as writer:
         for tile, members in tiles:
             writer.write({"__key__": tile} | {f"{name}.npy": members[name] for name in MEMBERS})
 

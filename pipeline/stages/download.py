@@ -1,15 +1,15 @@
 """Stage `download`: bring the imagery in and list its scenes in `raw/scenes.json`."""
 
 import logging
-import shutil
 from pathlib import Path
 
 from dsfer.data.demo import render_scenes
 from dsfer.data.labels import label_rule
 from dsfer.data.layouts import LAYOUTS
 from dsfer.data.polygons import rasterise_labels
-from dsfer.data.scenes import Scene, write_scenes
+from dsfer.data.scenes import Scene, read_scenes, write_scenes
 from dsfer.errors import DataError
+from dsfer.files import atomic_folder
 from pipeline.archives import unpack
 from pipeline.catalog import Demo, Release
 from pipeline.download import downloads_folder, fetch
@@ -27,7 +27,7 @@ def acquire(data: DataSettings, raw: Path, downloads: Path) -> list[Scene]:
 
     Args:
         data: what to acquire.
-        raw: folder to build anew.
+        raw: folder to build anew; it is replaced as a whole, or left as it was on an error.
         downloads: where the archives are kept.
 
     Raises:
@@ -35,17 +35,19 @@ def acquire(data: DataSettings, raw: Path, downloads: Path) -> list[Scene]:
         DataError: the files do not form scenes, or the split policy wants a published split that
             they do not have; or some of a user's own lie outside `source`.
     """
-    shutil.rmtree(raw, ignore_errors=True)
-    if data.entry.demo is not None:
-        scenes = render(data.entry.demo, raw)
-    elif data.release.archives:
-        scenes = unpack_release(data.release, raw, downloads)
-    else:
-        found = list_scenes(data.release, data.source)
-        _check_watched(found, data.source)
-        scenes = rasterise_labels(found, raw / "labels", label_rule(data.label_rule).changed)
-    _check_published_split(data, scenes)
-    write_scenes(raw / "scenes.json", scenes)
+    with atomic_folder(raw) as folder:
+        if data.entry.demo is not None:
+            scenes = render(data.entry.demo, folder)
+        elif data.release.archives:
+            scenes = unpack_release(data.release, folder, downloads)
+        else:
+            found = list_scenes(data.release, data.source)
+            _check_watched(found, data.source)
+            changed = label_rule(data.label_rule).changed
+            scenes = rasterise_labels(found, folder / "labels", changed)
+        _check_published_split(data, scenes)
+        write_scenes(folder / "scenes.json", scenes)
+    scenes = read_scenes(raw / "scenes.json")  # where they lie now
     log.info("%d scenes listed in %s", len(scenes), raw / "scenes.json")
     return scenes
 

@@ -18,7 +18,7 @@ from dsfer.data.shards import TileShards
 from dsfer.errors import LeakageError
 from dsfer.evaluation import Inference, count_tiles, stitched_scenes
 from dsfer.figures import error_map, panel_strip
-from dsfer.files import atomic_path, write_json
+from dsfer.files import atomic_folder, atomic_path, write_json
 from dsfer.metrics import (
     change_metrics,
     confusion_counts,
@@ -45,7 +45,6 @@ def main() -> None:
     settings = current_settings()
     test, train = (TileShards(settings.folder / "shards" / split) for split in ("test", "train"))
     weights = settings.model_folder / "training" / "weights.safetensors"
-    out = settings.model_folder / "evaluation"
     metadata = read_metadata(weights, model=settings.params.model)
     require_same_split(metadata, test, weights)
     device = choose_device(settings.params.device)
@@ -54,37 +53,39 @@ def main() -> None:
     inference = build_inference(
         settings, torch.tensor(metadata.mean), torch.tensor(metadata.std), device
     )
-    tiles, rate = tile_counts(model, test, inference, settings)
-    stitched = stitched_counts(model, test, inference, settings, out)
-    threshold = fit_threshold(train[i] for i in range(len(train)))
-    baseline = baseline_counts((test[i] for i in range(len(test))), threshold)
-    write_galleries(model, test, inference, tiles, out)
-    write_table(tiles.assign(F1=metric_columns(tiles)["F1"]), out / "tiles.csv")
-    write_table(scene_table(tiles), out / "scenes.csv")
-    write_table(scene_table(stitched), out / "scenes_stitched.csv")
-    seed = metadata.about["seed"]
-    whole = 0 < len(stitched) == tiles["scene"].nunique()
-    write_json(
-        out / "metrics.json",
-        {
-            "dataset": settings.params.dataset,
-            "model": settings.params.model,
-            "variant": metadata.options["variant"],
-            "recipe": metadata.about["recipe"],
-            "seed": seed,
-            "split_hash": test.split_hash,
-            "device": describe_device(device),
-            "trained_on": metadata.about["trained_on"],
-            "iterations": metadata.about["iterations"],
-            "best_step": int(metadata.about["best"]["step"]),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "pairs_per_second": round(rate, 2),
-            "tiles": summary(tiles, seed),
-            "stitched": summary(stitched, seed) if whole else None,
-            "stitched_note": "" if whole else "the test split does not hold its scenes as a whole",
-            "baseline": finite(change_metrics(baseline)) | {"threshold": threshold},
-        },
-    )
+    with atomic_folder(settings.model_folder / "evaluation") as out:
+        tiles, rate = tile_counts(model, test, inference, settings)
+        stitched = stitched_counts(model, test, inference, settings, out)
+        threshold = fit_threshold(train[i] for i in range(len(train)))
+        baseline = baseline_counts((test[i] for i in range(len(test))), threshold)
+        write_galleries(model, test, inference, tiles, out)
+        write_table(tiles.assign(F1=metric_columns(tiles)["F1"]), out / "tiles.csv")
+        write_table(scene_table(tiles), out / "scenes.csv")
+        write_table(scene_table(stitched), out / "scenes_stitched.csv")
+        seed = metadata.about["seed"]
+        whole = 0 < len(stitched) == tiles["scene"].nunique()
+        in_parts = "the test split does not hold its scenes as a whole"
+        write_json(
+            out / "metrics.json",
+            {
+                "dataset": settings.params.dataset,
+                "model": settings.params.model,
+                "variant": metadata.options["variant"],
+                "recipe": metadata.about["recipe"],
+                "seed": seed,
+                "split_hash": test.split_hash,
+                "device": describe_device(inference.device),
+                "trained_on": metadata.about["trained_on"],
+                "iterations": metadata.about["iterations"],
+                "best_step": int(metadata.about["best"]["step"]),
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "pairs_per_second": round(rate, 2),
+                "tiles": summary(tiles, seed),
+                "stitched": summary(stitched, seed) if whole else None,
+                "stitched_note": "" if whole else in_parts,
+                "baseline": finite(change_metrics(baseline)) | {"threshold": threshold},
+            },
+        )
 
 
 def require_same_split(metadata: Metadata, test: TileShards, weights: Path) -> None:

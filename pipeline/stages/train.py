@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from dsfer.data.shards import TileShards
 from dsfer.distributed import check_share, joined, launched, local_rank, rank
 from dsfer.errors import TrainingError
-from dsfer.files import atomic_path, sha256_file, write_json
+from dsfer.files import atomic_path, naming, sha256_file, write_json
 from dsfer.launcher import launch
 from dsfer.training import Interrupted, Record, Trained, Trainer
 from dsfer.weights import Metadata, save_weights
@@ -108,7 +108,10 @@ def train_network(
             trainer.fit(stop=stop)
             return
         # DVC versions the run itself; DVCLive only writes its metrics and plots.
-        with Live(str(out / "live"), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+        with (
+            naming(out / "live"),
+            Live(str(out / "live"), save_dvc_exp=False, dvcyaml=None, report=None) as live,
+        ):
             trained = trainer.fit(report=live_reporter(live), stop=stop)
             for name, value in trained.best.items():
                 live.summary[f"best/{name.removeprefix('val/')}"] = value
@@ -166,11 +169,12 @@ def sole_use(resume: Path) -> Iterator[None]:
             mend="wait for it, or end it and start again; the run then goes on where it stopped",
         ) from error
     with lock:
-        holder.write_text(str(os.getpid()))
         try:
+            with naming(holder):
+                holder.write_text(str(os.getpid()))
             yield
         finally:
-            holder.unlink()
+            holder.unlink(missing_ok=True)
 
 
 def live_reporter(live: Live) -> Callable[[Record], None]:
