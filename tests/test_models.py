@@ -169,7 +169,8 @@ def test_names_and_options_are_checked():
         small(hopfield_dims=3)
     with pytest.raises(ConfigError, match="base\\+concat"):
         small(variant="base")
-    assert dsfer.list_models() == ["dsfer-net"]
+    with pytest.raises(ConfigError, match="pretrained: none"):
+        dsfer.create_model("fc-ef-res", pretrained=True)
 
 
 def imagenet_like(width=1.0):

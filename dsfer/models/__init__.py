@@ -7,7 +7,7 @@ import inspect
 import logging
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dsfer.errors import ConfigError
 from dsfer.models.variants import VARIANTS
@@ -17,11 +17,24 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["MODELS", "VARIANTS", "create_model", "list_models"]
+__all__ = [
+    "MODELS",
+    "VARIANTS",
+    "ParameterCount",
+    "count_parameters",
+    "create_model",
+    "list_models",
+]
 
 log = logging.getLogger(__name__)
 
-MODELS = {"dsfer-net": "dsfer.models.dsfer_net.DsferNet"}
+MODELS = {
+    "dsamnet": "dsfer.models.dsamnet.DSAMNet",
+    "dsfer-net": "dsfer.models.dsfer_net.DsferNet",
+    "fc-ef-res": "dsfer.models.fc_ef_res.FCEFRes",
+    "fc-siam-conc": "dsfer.models.fc_siam_conc.FCSiamConc",
+    "stanet": "dsfer.models.stanet.STANet",
+}
 """Where each network's class is. It is imported when it is built: torch takes seconds to load, and
 preparing imagery needs none of it."""
 
@@ -53,7 +66,7 @@ def create_model(
         tensors and returns a ChangeOutput.
 
     Raises:
-        ConfigError: an unknown name or option.
+        ConfigError: an unknown name or option, or no encoder that could be pretrained.
         CheckpointError: weights of another model, or damaged ones.
     """
     from dsfer.weights import load_weights, read_metadata  # needs torch, see MODELS
@@ -75,12 +88,43 @@ def create_model(
     model = build(**options)
     if weights is not None:
         load_weights(model, Path(weights), model_name=name)
+        return model
+    load_imagenet = getattr(getattr(model, "encoder", None), "load_imagenet", None)
+    if load_imagenet is None:
+        _check_from_scratch(name, pretrained)
     elif pretrained:
-        path = None if pretrained is True else Path(pretrained)
-        model.encoder.load_imagenet(path)  # type: ignore[operator,union-attr]
+        load_imagenet(None if pretrained is True else Path(pretrained))
     else:
         log.info("%s: encoder from scratch, no ImageNet weights", name)
     return model
+
+
+class ParameterCount(NamedTuple):
+    """How many parameters a network has.
+
+    Attributes:
+        live: those that its forward uses.
+        counted: those and the ones that the published network has but never uses, with which this
+            one is not built; Table II counts them.
+    """
+
+    live: int
+    counted: int
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Parameters of a network, as it is and as Table II counts them."""
+    live = sum(parameter.numel() for parameter in model.parameters())
+    return ParameterCount(live, live + getattr(model, "unused_parameters", 0))
+
+
+def _check_from_scratch(name: str, pretrained: bool | str | Path) -> None:
+    if pretrained:
+        raise ConfigError(
+            f"{name} has no encoder with ImageNet weights",
+            where="pretrained",
+            mend="set pretrained: none",
+        )
 
 
 def _nearest(name: str, known: list[str]) -> str:

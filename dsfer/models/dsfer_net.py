@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsfer.errors import ConfigError, TileSizeError
+from dsfer.errors import ConfigError
 from dsfer.models.fusion import FusionBlock
 from dsfer.models.hopfield import FeatureRetrieval, Norm
 from dsfer.models.output import ChangeOutput
+from dsfer.models.shapes import check_divisible
 from dsfer.models.variants import VARIANTS, Variant
 from dsfer.models.vgg import VGG16Encoder
 
@@ -48,7 +49,7 @@ class DsferNet(nn.Module):
         super().__init__()
         _check_choice("variant", variant, VARIANTS)
         _check_choice("norm", norm, ("volume", "channel"))
-        _check_divisible(image_size, image_size)
+        check_divisible("dsfer-net", image_size, image_size, divisor=16)
         self.encoder = VGG16Encoder(width)
         channels = self.encoder.channels
         self.retrieval = nn.ModuleDict()
@@ -88,7 +89,7 @@ class DsferNet(nn.Module):
         Raises:
             TileSizeError: h or w is not divisible by 16, or not what the norm was built for.
         """
-        _check_divisible(*t1.shape[-2:])
+        check_divisible("dsfer-net", *t1.shape[-2:], divisor=16)
         features = self.encoder(torch.cat((t1, t2)))  # both dates in one pass: 2b c_i h_i w_i
         deep: list[Tensor] = []
         fused: Tensor | None = None
@@ -107,13 +108,4 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(
             f"unknown value {value!r}", where=name, mend=f"use one of {', '.join(choices)}"
-        )
-
-
-def _check_divisible(h: int, w: int) -> None:
-    if h % 16 or w % 16:
-        raise TileSizeError(
-            f"images of {h}x{w} pixels do not halve four times",
-            where="dsfer-net",
-            mend=f"pad them to {-(-h // 16) * 16}x{-(-w // 16) * 16}",
         )

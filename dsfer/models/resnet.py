@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dsfer.errors import CheckpointError
 from dsfer.models.batch_norm import BatchNorm2d
 from dsfer.models.imagenet import imagenet_states, source_name
+from dsfer.models.shapes import scaled
 
 log = logging.getLogger(__name__)
 
@@ -75,23 +76,30 @@ class ResNet18Encoder(nn.Module):
     Args:
         layers: the layers after the stem, shallow to deep; fewer than four cut the network short.
         stem_stride: stride of the 7x7 convolution; a max-pool of stride 2 follows it.
+        width: factor on every channel count; 1 is ResNet-18 itself. Channels stay multiples of 8.
 
     Attributes:
         channels: channels of the maps, shallow to deep.
         strides: how much smaller than the input each of them is; 2, 4, 8, 16, 32 in ResNet-18.
     """
 
-    def __init__(self, layers: tuple[Layer, ...] = RESNET_18, *, stem_stride: int = 2):
+    def __init__(
+        self, layers: tuple[Layer, ...] = RESNET_18, *, stem_stride: int = 2, width: float = 1.0
+    ):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 7, stem_stride, padding=3, bias=False)
-        self.bn1 = BatchNorm2d(STEM_CHANNELS)
+        stem = scaled(STEM_CHANNELS, width)
+        self.conv1 = nn.Conv2d(3, stem, 7, stem_stride, padding=3, bias=False)
+        self.bn1 = BatchNorm2d(stem)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        channels, strides = [STEM_CHANNELS], [stem_stride]
+        channels, strides = [stem], [stem_stride]
         self._layers = tuple(f"layer{number}" for number in range(1, len(layers) + 1))
         for name, layer in zip(self._layers, layers, strict=True):
-            self.add_module(name, _row_of_blocks(channels[-1], layer))
+            outputs = scaled(layer.channels, width)
+            self.add_module(
+                name, _row_of_blocks(channels[-1], outputs, layer.stride, layer.dilations)
+            )
             pool = 2 if name == "layer1" else 1
-            channels.append(layer.channels)
+            channels.append(outputs)
             strides.append(strides[-1] * pool * layer.stride)
         self.channels, self.strides = tuple(channels), tuple(strides)
         for module in self.modules():
@@ -132,16 +140,18 @@ class ResNet18Encoder(nn.Module):
                 f"does not fit ResNet-18: {', '.join(wrong[:3])} missing or of another shape "
                 f"({len(wrong)} in all)",
                 where=source,
-                mend="give torchvision's weights of ResNet-18, or pretrained: none",
+                mend="give torchvision's weights of ResNet-18, which exist for width 1 only, or "
+                "pretrained: none",
             )
         self.load_state_dict(own | {key: states[key].float() for key in published})
         log.info("encoder: ImageNet weights from %s", source)
 
 
-def _row_of_blocks(inputs: int, layer: Layer) -> nn.Sequential:
-    first, *others = layer.dilations
-    blocks = [BasicBlock(inputs, layer.channels, stride=layer.stride, dilation=first)]
-    blocks += [BasicBlock(layer.channels, layer.channels, dilation=dilation) for dilation in others]
+def _row_of_blocks(
+    inputs: int, outputs: int, stride: int, dilations: tuple[int, ...]
+) -> nn.Sequential:
+    blocks = [BasicBlock(inputs, outputs, stride=stride, dilation=dilations[0])]
+    blocks += [BasicBlock(outputs, outputs, dilation=dilation) for dilation in dilations[1:]]
     return nn.Sequential(*blocks)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dsfer.errors import CheckpointError
 from dsfer.models.imagenet import imagenet_states, source_name
+from dsfer.models.shapes import scaled
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class VGG16Encoder(nn.Module):
 
     def __init__(self, width: float = 1.0):
         super().__init__()
-        self.channels = tuple(max(8, round(c * width / 8) * 8) for c, _ in GROUPS)
+        self.channels = tuple(scaled(c, width) for c, _ in GROUPS)
         layers: list[nn.Module] = []
         inputs = 3
         for channels, (_, convolutions) in zip(self.channels, GROUPS, strict=True):

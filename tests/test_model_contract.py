@@ -1,0 +1,188 @@
+"""What every network of the package keeps, whichever it is: one contract for all of them.
+
+A network that is listed joins by itself, with its default options at 64x64; CASES makes the large
+ones small, and says of whom the dates may be exchanged.
+"""
+
+import inspect
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+import dsfer
+from dsfer.errors import TileSizeError
+from dsfer.models import count_parameters
+from dsfer.weights import Metadata, save_weights
+
+SIDE = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network under test: its options, and whether exchanging the dates leaves its output."""
+
+    model: str
+    options: dict = field(default_factory=dict)
+    symmetric: bool = False
+
+    def build(self, **options):
+        torch.manual_seed(0)
+        return dsfer.create_model(self.model, **self.options | options)
+
+    @property
+    def tied_to_size(self) -> bool:
+        return "image_size" in self.options
+
+
+CASES = [
+    Case("dsfer-net", {"width": 0.125, "image_size": SIDE, "hopfield_dim": 16}),
+    Case("dsfer-net", {"width": 0.125, "hopfield_dim": 16, "norm": "channel"}),
+    Case("fc-siam-conc"),
+    Case("fc-ef-res"),
+    Case("stanet", {"width": 0.125}, symmetric=True),
+    Case("stanet", {"width": 0.125, "attention": "bam"}, symmetric=True),
+    Case("dsamnet", {"width": 0.125}),
+]
+OTHERS = [Case(name) for name in dsfer.list_models() if name not in {c.model for c in CASES}]
+
+
+@pytest.fixture(
+    params=CASES + OTHERS, ids=lambda c: "-".join((c.model, *map(str, c.options.values())))
+)
+def case(request):
+    return request.param
+
+
+def images(batch=2, side=SIDE, **kwargs):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(batch, 3, side, side, generator=generator) * 2 - 1 for _ in range(2)]
+
+
+def everything(output):
+    return (output.logits, *output.deep)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_forward_and_backward_at_odd_batch_sizes(case, batch):
+    model = case.build()
+    output = model(*images(batch))
+    assert output.logits.shape == (batch, 2, SIDE, SIDE)
+    for deep in output.deep:
+        assert deep.shape[:2] == (batch, 2)
+        assert deep.shape[2] == deep.shape[3] and SIDE % deep.shape[2] == 0
+    sum((x.float() ** 2).mean() for x in everything(output)).backward()
+    learning = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    without = [name for name, gradient in learning.items() if gradient is None]
+    assert not without, f"these take part in nothing: {without}"
+    assert all(gradient.isfinite().all() for gradient in learning.values())
+    moved = sum(bool(gradient.any()) for gradient in learning.values())
+    assert moved > 0.8 * len(learning)  # biases before batch normalisation have none
+
+
+def test_live_parameters_are_no_more_than_counted(case):
+    model = case.build()
+    live, counted = count_parameters(model)
+    assert 0 < live == sum(p.numel() for p in model.parameters()) <= counted
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 32), (50, 50)])
+def test_another_size_is_taken_or_refused_with_the_mend(case, size):
+    model = case.build().eval()
+    image = torch.rand(1, 3, *size)
+    try:
+        with torch.inference_mode():
+            assert model(image, image).logits.shape == (1, 2, *size)
+    except TileSizeError as error:
+        assert error.mend
+        assert case.tied_to_size or size == (50, 50)
+
+
+def test_the_size_that_a_network_is_tied_to_is_an_option(case):
+    takes = "image_size" in inspect.signature(type(case.build())).parameters
+    assert takes or not case.tied_to_size
+    if takes:
+        half = SIDE // 2
+        output = case.build(image_size=half)(*images(side=half))
+        assert output.logits.shape[-1] == half
+
+
+def test_training_differs_from_evaluation_which_is_deterministic(case):
+    model, pair = case.build(), images()
+    trained = model(*pair).logits
+    model.eval()
+    with torch.inference_mode():
+        first, again = model(*pair), model(*pair)
+    assert not torch.allclose(trained, first.logits)
+    assert all(torch.equal(x, y) for x, y in zip(everything(first), everything(again), strict=True))
+
+
+def test_weights_come_back_bit_by_bit(case, tmp_path):
+    model, pair = case.build(), images()
+    model(*pair)  # moves the statistics of batch normalisation
+    path = tmp_path / "weights.safetensors"
+    save_weights(model, path, Metadata(case.model, case.options, (0, 0, 0), (1, 1, 1)))
+    again = dsfer.create_model(case.model, weights=path)
+    with torch.inference_mode():
+        outputs = [everything(network.eval()(*pair)) for network in (model, again)]
+    assert all(torch.equal(x, y) for x, y in zip(*outputs, strict=True))
+
+
+def test_bf16_is_near_float32_and_learns(case):
+    model, pair = case.build().eval(), images()
+    with torch.inference_mode():
+        exact = model(*pair).logits
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            near = model(*pair).logits.float()
+    assert (near - exact).norm() < 0.1 * exact.norm()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model.train()(*pair)
+    sum((x.float() ** 2).mean() for x in everything(output)).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_it_compiles_as_one_graph(case):
+    """As training compiles it. The eager backend runs what was traced: tracing is under test."""
+    torch.compiler.reset()
+    pair, outputs = images(), []
+    for backend in (None, "eager"):
+        model = case.build()
+        forward = torch.compile(model, backend=backend, fullgraph=True) if backend else model
+        torch.manual_seed(0)  # dropout
+        outputs.append(everything(forward(*pair)))
+    for x, y in zip(*outputs, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_forward_never_reads_a_value_back_from_the_device(case, training):
+    """Meta tensors have no values: whatever asks for one raises."""
+    model = case.build().train(training).to("meta")
+    output = model(*(x.to("meta") for x in images()))
+    assert all(x.is_meta for x in everything(output))
+
+
+def test_pairs_of_a_batch_do_not_see_each_other_in_evaluation(case):
+    model, (t1, t2) = case.build().eval(), images(3)
+    with torch.inference_mode():
+        together = everything(model(t1, t2))
+        alone = everything(model(t1[1:2], t2[1:2]))
+    for x, y in zip(together, alone, strict=True):
+        torch.testing.assert_close(x[1:2], y, rtol=1e-4, atol=1e-5)
+
+
+def test_the_order_of_pixels_in_memory_does_not_matter(case):
+    model, pair = case.build().eval(), images()
+    with torch.inference_mode():
+        plain = everything(model(*pair))
+        model = model.to(memory_format=torch.channels_last)
+        found = everything(model(*(x.to(memory_format=torch.channels_last) for x in pair)))
+    for x, y in zip(found, plain, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
+def test_dates_are_exchangeable_only_where_the_method_says_so(case):
+    model, (t1, t2) = case.build().eval(), images()
+    with torch.inference_mode():
+        forth, back = model(t1, t2).logits, model(t2, t1).logits
+    assert torch.allclose(forth, back, rtol=1e-3, atol=1e-4) == case.symmetric
