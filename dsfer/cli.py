@@ -10,6 +10,7 @@ from rich.table import Table
 import dsfer
 from dsfer.console import run
 from dsfer.errors import ConfigError
+from dsfer.models import count_parameters
 
 app = typer.Typer(help="Dsfer-Net change detection.", no_args_is_help=True, add_completion=False)
 
@@ -22,38 +23,41 @@ def _options() -> None:
 @app.command()
 def models() -> None:
     """List the networks, with their parameters at default options."""
-    table = Table("model", "parameters")
+    table = Table("model", "parameters", "as published")
     for name in dsfer.list_models():
-        count = sum(p.numel() for p in dsfer.create_model(name).parameters())
-        table.add_row(name, f"{count:,}")
+        count = count_parameters(dsfer.create_model(name))
+        table.add_row(name, f"{count.live:,}", f"{count.counted:,}")
     Console().print(table)
 
 
 @app.command("import-weights")
 def import_weights(
-    source: Annotated[Path, typer.Argument(help="Checkpoint of the released code.")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="Checkpoint of the released code, in one file or in parts.")
+    ],
     model: Annotated[str, typer.Option(help="Network it belongs to.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     dataset: Annotated[
-        str, typer.Option(help="Data set it was trained on, whose colour statistics it needs.")
-    ] = "levir-cd",
+        str | None,
+        typer.Option(
+            help="Data set it was trained on. Dsfer-Net needs its colour statistics, and takes "
+            "levir-cd if none is given."
+        ),
+    ] = None,
 ) -> None:
     """Turn a released checkpoint into a weights file of ours, exactly."""
-    from dsfer.weights import RELEASED_STATISTICS, import_dsfer_net, released_metadata, save_weights
+    from dsfer.released import import_released
+    from dsfer.weights import save_weights
 
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out} is no .safetensors file", where="--out", mend="change its suffix")
-    if dataset not in RELEASED_STATISTICS:
-        raise ConfigError(
-            f"no released checkpoint is known for {dataset!r}",
-            where="--dataset",
-            mend=f"choose one of {', '.join(RELEASED_STATISTICS)}",
-        )
-    network = dsfer.create_model(model)
-    import_dsfer_net(source, network)
-    save_weights(network, out, released_metadata(source, dataset))
-    count = sum(p.numel() for p in network.parameters())
-    Console().print(f"wrote {out}: {count:,} parameters, normalised as {dataset}")
+    if model == "dsfer-net" and dataset is None:
+        dataset = "levir-cd"
+    network, metadata = import_released(model, sources, dataset)
+    save_weights(network, out, metadata)
+    count = count_parameters(network).live
+    normalised = "each image by itself" if metadata.per_image else f"mean {metadata.mean}"
+    Console().print(f"wrote {out}: {count:,} parameters, input normalised: {normalised}")
 
 
 def main() -> None:

@@ -34,16 +34,18 @@ class Inference:
         std: standard deviation likewise.
         precision: `bf16` runs the network under autocast.
         batch_size: pairs per forward pass.
+        per_image: whether each image is then standardised by its own mean and deviation.
     """
 
     mean: Tensor
     std: Tensor
     precision: Precision = "float32"
     batch_size: int = 32
+    per_image: bool = False
 
     def inputs(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised t1 and t2, (b, 3, h, w) float, of (b, 2, h, w, 3) uint8 on the device."""
-        return normalise(pairs, self.mean, self.std)
+        return normalise(pairs, self.mean, self.std, per_image=self.per_image)
 
     @property
     def device(self) -> torch.device:

@@ -1,16 +1,15 @@
-"""Weights on disk: our safetensors files, and exact import of released checkpoints.
+"""Weights on disk: our safetensors files, and state dicts of others.
 
 A weights file carries, in its safetensors metadata, the schema version, the model's name, the
 options it was built with and how its input is normalised, so that it needs nothing beside it.
 """
 
-import csv
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,14 +20,6 @@ from dsfer.errors import CheckpointError, first_line
 from dsfer.files import write_bytes
 
 SCHEMA = 1
-
-# Released networks were fed (x - mean) / std of BGR pixels; these are the same figures as RGB.
-RELEASED_STATISTICS = {
-    "levir-cd": ((101.4625, 100.0701, 85.4457), (50.1835, 47.9116, 44.1588)),
-    "whu-cd": ((123.3417, 118.1207, 107.9191), (49.5432, 47.8814, 51.0839)),
-    "cdd": ((105.4610, 113.4304, 103.5061), (60.5640, 64.5690, 61.7836)),
-}
-"""Mean and standard deviation that each released checkpoint of Dsfer-Net was trained with."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +33,8 @@ class Metadata:
         std: standard deviation likewise.
         about: where the weights come from: data set, split hash, recipe, seed, metrics.
         schema: version of this record.
+        per_image: whether each image is then standardised by its own mean and standard deviation,
+            see `dsfer.data.transforms.normalise`.
     """
 
     model: str
@@ -50,6 +43,7 @@ class Metadata:
     std: tuple[float, float, float]
     about: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+    per_image: bool = False
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Metadata) -> None:
@@ -102,7 +96,7 @@ def load_weights(model: nn.Module, path: Path, *, model_name: str) -> Metadata:
     """
     metadata = read_metadata(path, model=model_name)
     states = load_file(path)
-    _check_fit({key: v.shape for key, v in states.items()}, _shapes(model), path)
+    check_fit({key: v.shape for key, v in states.items()}, _shapes(model), path)
     model.load_state_dict(states)
     return metadata
 
@@ -125,73 +119,35 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             where=path,
             mend="save it again as a state dict, or fetch it again",
         ) from error
-    if isinstance(states, dict) and isinstance(states.get("state_dict"), dict):
-        states = states["state_dict"]
-    if not isinstance(states, dict) or not all(isinstance(v, Tensor) for v in states.values()):
+    if isinstance(states, dict):
+        # Training code often saves the state dict among other things, under a name of its own.
+        inside = [value for value in states.values() if _is_state_dict(value)]
+        states = inside[0] if len(inside) == 1 else states
+    if not _is_state_dict(states):
         raise CheckpointError(
             "holds no state dict", where=path, mend="give a file of named tensors"
         )
     return states
 
 
-def import_dsfer_net(source: Path, model: nn.Module) -> None:
-    """Load a checkpoint of the released Dsfer-Net code into ours, exactly.
-
-    The released network was fed BGR images and ours takes RGB, so the input channels of its first
-    convolution are reversed; everything else is renamed only.
-
-    Args:
-        source: a torch file with the 112 entries of the released state dict.
-        model: our `dsfer-net` with default options.
-
-    Raises:
-        CheckpointError: an entry is missing, unknown or of another shape.
-    """
-    entries = released_entries()
-    states = read_state_dict(source)
-    expected = {entry.name: entry.shape for entry in entries}
-    _check_fit({key: value.shape for key, value in states.items()}, expected, source)
-    renamed = {entry.ours: states[entry.name] for entry in entries}
-    first = "encoder.features.0.weight"
-    renamed[first] = renamed[first].flip(1)
-    model.load_state_dict(renamed)
-
-
-def released_metadata(source: Path, dataset: str) -> Metadata:
-    """What a weights file says of a released checkpoint that was trained on `dataset`."""
-    mean, std = RELEASED_STATISTICS[dataset]
-    about = {"dataset": dataset, "recipe": "released", "imported_from": source.name}
-    return Metadata("dsfer-net", {}, mean, std, about)
-
-
-class ReleasedEntry(NamedTuple):
-    """One entry of the released state dict: its name and shape there, and its name in ours."""
-
-    name: str
-    shape: torch.Size
-    ours: str
-
-
-def released_entries() -> list[ReleasedEntry]:
-    """The 112 entries of the released Dsfer-Net state dict, in its order."""
-    table = files("dsfer.models") / "released_dsfer_net.tsv"
-    with table.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    return [
-        ReleasedEntry(
-            row["name"],
-            torch.Size(int(side) for side in row["shape"].split("x") if side != "()"),
-            row["ours"],
-        )
-        for row in rows
-    ]
+def _is_state_dict(value: object) -> TypeGuard[dict[str, Tensor]]:
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(isinstance(entry, Tensor) for entry in value.values())
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in model.state_dict().items()}
 
 
-def _check_fit(found: dict[str, torch.Size], expected: dict[str, torch.Size], where: Path) -> None:
+def check_fit(
+    found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size], where: Path
+) -> None:
+    """Refuse shapes of a state dict, by name, that are not exactly those of a network.
+
+    Raises:
+        CheckpointError: an entry is missing, unknown or of another shape.
+    """
     missing = [key for key in expected if key not in found]
     unknown = [key for key in found if key not in expected]
     shaped = [

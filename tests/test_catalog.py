@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from dsfer.errors import ConfigError
-from dsfer.weights import RELEASED_STATISTICS
+from dsfer.released import DSFER_NET
 from pipeline.catalog import CATALOG, catalog_entry, load_catalog
 from pipeline.frozen import did_you_mean
 
@@ -61,8 +61,9 @@ def test_colour_statistics_are_in_rgb_order():
 
 def test_released_checkpoints_were_trained_with_the_statistics_of_the_catalog():
     published = {entry.name: (entry.mean, entry.std) for entry in load_catalog().values()}
-    assert {name: published[name] for name in RELEASED_STATISTICS} == RELEASED_STATISTICS
-    assert set(RELEASED_STATISTICS) == {name for name, (mean, _) in published.items() if mean}
+    released = {name: (given.mean, given.std) for name, given in DSFER_NET.items()}
+    assert {name: published[name] for name in released} == released
+    assert set(released) == {name for name, (mean, _) in published.items() if mean}
 
 
 def test_class_weights_are_inverse_frequencies():

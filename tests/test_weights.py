@@ -1,23 +1,22 @@
-"""Import of released Dsfer-Net checkpoints: every entry, the band order, and what is refused."""
+"""Weights of released Dsfer-Net checkpoints: the band order; files that are read with suspicion."""
 
 import subprocess
 import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-import dsfer
+from dsfer.cli import app
 from dsfer.errors import CheckpointError
-from dsfer.weights import import_dsfer_net, read_metadata, read_state_dict, released_entries
+from dsfer.released import RELEASES, import_released
+from dsfer.weights import read_metadata, read_state_dict
+from tests.released_states import released_states
 
 
 @pytest.fixture(scope="module")
 def released():
-    torch.manual_seed(0)
-    return {
-        entry.name: (torch.randn(entry.shape) * 0.02 if entry.shape else torch.tensor(0))
-        for entry in released_entries()
-    }
+    return released_states(RELEASES["dsfer-net"][0])
 
 
 @pytest.fixture(scope="module")
@@ -27,46 +26,15 @@ def source(released, tmp_path_factory):
     return path
 
 
-def test_the_table_covers_our_network_exactly():
-    model = dsfer.create_model("dsfer-net")
-    ours = {entry.ours: entry.shape for entry in released_entries()}
-    assert ours == {key: value.shape for key, value in model.state_dict().items()}
-    assert len(released_entries()) == 112
-
-
-def test_every_value_arrives_and_the_bands_are_reversed(released, source):
-    model = dsfer.create_model("dsfer-net")
-    import_dsfer_net(source, model)
-    states = model.state_dict()
-    for entry in released_entries():
-        expected = released[entry.name]
-        if entry.name == "base.feats.0.weight":
-            expected = expected[:, [2, 1, 0]]
-        assert torch.equal(states[entry.ours], expected), entry.name
-
-
 def test_the_imported_network_sees_rgb_as_the_released_one_saw_bgr(released, source):
-    model = dsfer.create_model("dsfer-net").eval()
-    import_dsfer_net(source, model)
+    model, _ = import_released("dsfer-net", [source], "levir-cd")
+    first = released["base.feats.0.weight"]
+    assert torch.equal(model.encoder.features[0].weight, first[:, [2, 1, 0]])
     rgb = torch.randn(1, 3, 64, 64)
     theirs = torch.nn.functional.conv2d(
-        rgb.flip(1), released["base.feats.0.weight"], released["base.feats.0.bias"], padding=1
+        rgb.flip(1), first, released["base.feats.0.bias"], padding=1
     )
     torch.testing.assert_close(model.encoder.features[0](rgb), theirs, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
-def test_what_does_not_fit_is_refused(released, tmp_path, change):
-    states = dict(released)
-    if change == "missing":
-        del states["outc.conv.bias"]
-    elif change == "extra":
-        states["gamma"] = torch.zeros(1)
-    else:
-        states["hopf4.linear_q.linear_qkv.weight"] = torch.zeros(256, 512)
-    torch.save(states, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=r"outc\.conv\.bias|gamma|hopf4"):
-        import_dsfer_net(tmp_path / "model.pth", dsfer.create_model("dsfer-net"))
 
 
 class Payload:
@@ -109,3 +77,17 @@ def test_the_command_imports_and_its_errors_have_no_traceback(source, tmp_path):
     failed = dsfer_command("import-weights", tmp_path / "none.pth", *arguments)
     assert failed.returncode == 1
     assert "none.pth" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_the_command_imports_other_methods_and_lists_what_there_is(tmp_path):
+    source, out = tmp_path / "model.pth", tmp_path / "ours.safetensors"
+    torch.save(released_states(RELEASES["fc-ef-res"][0]), source)
+    arguments = ["import-weights", str(source), "--model", "fc-ef-res", "--out", str(out)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "1,103,874 parameters" in done.output and "each image by itself" in done.output
+    metadata = read_metadata(out, model="fc-ef-res")
+    assert metadata.per_image
+    assert "dataset" not in metadata.about
+    listed = CliRunner().invoke(app, ["models"]).output
+    assert "1,545,986" in listed and "16,929,152" in listed

@@ -5,19 +5,26 @@ import torch
 from torch import Tensor
 
 
-def normalise(pairs: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+def normalise(
+    pairs: Tensor, mean: Tensor, std: Tensor, *, per_image: bool = False
+) -> tuple[Tensor, Tensor]:
     """Turn stored pixels into network input.
 
     Args:
         pairs: (b, 2, h, w, 3) uint8, RGB of both dates.
         mean: (3,) float, mean of each band, 0 to 255.
         std: (3,) float, standard deviation likewise.
+        per_image: standardise each image of either date once more, by its own mean and standard
+            deviation over all bands and pixels; an image of one value becomes 0.
 
     Returns:
         t1 and t2, (b, 3, h, w) float each; pixels stay in their order, so that the two joined
         are channels-last.
     """
     scaled = (pairs.to(mean.dtype) - mean) / std
+    if per_image:
+        own_std, own_mean = torch.std_mean(scaled, dim=(2, 3, 4), correction=0, keepdim=True)
+        scaled = (scaled - own_mean) / own_std.clamp(min=torch.finfo(scaled.dtype).eps)
     first, second = scaled.permute(1, 0, 4, 2, 3)  # 2 b 3 h w
     return first, second
 
