@@ -47,12 +47,17 @@ def _final_place(place: Path, path: Path) -> Path:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` when the block succeeds.
 
     The suffix is kept, so that libraries which look at it write the right format. When the block
     raises, the temporary file is removed and whatever was at `path` stays. What killed processes
     left in the folder is removed.
+
+    Args:
+        path: file to write.
+        flush: wait until the content is on the disk; large files with a hash beside them need
+            not, for the hash tells a damaged one from a whole one.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +67,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+            if flush:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
             temporary.chmod(0o644)
             temporary.replace(path)
         finally:
@@ -121,6 +127,12 @@ def _remove_leftovers(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove temporary files of any process from a folder that nobody writes to any more."""
+    for path in folder.glob(".tmp-*"):
+        path.unlink(missing_ok=True)
 
 
 def _is_leftover(path: Path, pid: int) -> bool:

@@ -27,6 +27,8 @@ DIVISOR = 16
 Band = Annotated[int, Field(ge=1)]
 Part = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Workers = Annotated[int, Field(ge=1)]
+Scheduler = Annotated[str, Field(pattern=r"^(tcp|tls)://[^/@\s]+:\d+$")]
 
 
 class Params(Frozen):
@@ -75,6 +77,7 @@ class Params(Frozen):
     compile: bool | None
     in_memory: bool | None
     workers: int = Field(ge=0)
+    cluster: Workers | Scheduler | None
     overlap: float = Field(ge=0, lt=1)
 
 

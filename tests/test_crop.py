@@ -16,6 +16,7 @@ from dsfer.data.crop import crop_scenes
 from dsfer.data.manifest import COLUMNS, read_manifest
 from dsfer.data.scenes import Scene
 from dsfer.data.tars import tar_members
+from dsfer.data.workers import Processes
 from dsfer.errors import ConfigError, DataError, GridMismatchError, LabelError
 
 GRID = Affine(0.5, 0, 1000, 0, -0.5, 2000)
@@ -52,7 +53,13 @@ def scene(folder, rows, cols, *, name="s", seed=0, suffix=".png", split=None, **
 
 def cut(scenes, out, *, size=16, padding="pad", rule="binary255", bands=None, workers=1):
     crop_scenes(
-        scenes, out, tile_size=size, padding=padding, label_rule=rule, bands=bands, workers=workers
+        scenes,
+        out,
+        tile_size=size,
+        padding=padding,
+        label_rule=rule,
+        bands=bands,
+        spread=Processes(workers),
     )
     return read_manifest(out / "manifest.parquet")
 
@@ -172,7 +179,7 @@ def test_small_scenes_share_a_tar_and_a_png_is_not_divided(tmp_path):
     facts = tiles.inspect_scenes(
         [scene(tmp_path, 160, 160), *(scene(tmp_path, 16, 16, name=f"t{i}") for i in range(40))],
         None,
-        workers=1,
+        spread=Processes(1),
     )
     shapes = [(10, 10), *[(1, 1)] * 40]
     counts = [[piece.count for piece in unit] for unit in crop._plan(facts, shapes)]

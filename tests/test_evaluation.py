@@ -15,6 +15,7 @@ from dsfer.data.fragments import cut_fragments
 from dsfer.data.manifest import read_manifest
 from dsfer.data.scenes import Scene
 from dsfer.data.shards import Statistics, TileShards, write_shards
+from dsfer.data.workers import Processes
 from dsfer.evaluation import (
     Inference,
     assemble_scene,
@@ -70,7 +71,7 @@ def cropped(tmp_path_factory) -> Path:
     )
     crop_scenes(
         scenes, folder / "tiles", tile_size=SIZE, padding="pad", label_rule="binary255",
-        bands=None, workers=1,
+        bands=None, spread=Processes(1),
     )  # fmt: skip
     return folder
 
@@ -143,7 +144,7 @@ def test_windows_left_out_at_the_edge_leave_a_scene_that_is_not_whole(tmp_path):
     scenes = [scene(tmp_path, *SHAPES[name], name=name) for name in ("even", "padded")]
     crop_scenes(
         scenes, tmp_path / "tiles", tile_size=SIZE, padding="drop", label_rule="binary255",
-        bands=None, workers=1,
+        bands=None, spread=Processes(1),
     )  # fmt: skip
     assert whole_scenes(read_manifest(tmp_path / "tiles" / "manifest.parquet")) == ["even"]
 
@@ -152,7 +153,7 @@ def test_turned_fragments_never_make_a_scene(cropped, tmp_path):
     base = scene(tmp_path, 96, 96, name="wide")
     cut_fragments(
         [base], tmp_path / "tiles", size=SIZE, counts={"train": 12, "val": 12, "test": 36}, seed=0,
-        label_rule="binary255", bands=None, workers=1,
+        label_rule="binary255", bands=None, spread=Processes(1),
     )  # fmt: skip
     fragments = read_manifest(tmp_path / "tiles" / "manifest.parquet")
     drawn = fragments["size"].pow(2).sum()

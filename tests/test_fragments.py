@@ -8,6 +8,7 @@ from dsfer.data import fragments
 from dsfer.data.fragments import box_side, cut_fragments
 from dsfer.data.manifest import read_manifest
 from dsfer.data.scenes import Scene
+from dsfer.data.workers import Processes
 from dsfer.errors import DataError
 from tests.test_crop import GRID, content, pixels_of, write
 
@@ -32,7 +33,7 @@ def plane(folder, rows, cols, *, name="s", transform=None):
 def cut(scenes, out, *, counts=COUNTS, seed=1, workers=1, size=SIZE):
     cut_fragments(
         scenes, out, size=size, counts=counts, seed=seed, label_rule="binary255", bands=None,
-        workers=workers,
+        spread=Processes(workers),
     )  # fmt: skip
     return read_manifest(out / "manifest.parquet")
 

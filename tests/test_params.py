@@ -96,6 +96,7 @@ WRONG = {
     "compile": ["no", 1],
     "in_memory": ["no", 0],
     "workers": [-1, 1.5, None, True],
+    "cluster": [0, -1, 1.5, True, "2", "", "tcp://host", "http://host:8786", "host:8786"],
     "processes": [0, -1, 1.5, None, True, "two"],
     "overlap": [1, -0.1, float("nan"), float("inf"), None, True, "0.5"],
 }  # fmt: skip
@@ -130,6 +131,7 @@ RIGHT = {
     "lr": [1, 1e-5],
     "schedule": ["linear", "poly", "cosine"],
     "symmetries": [True, False],
+    "cluster": [None, 1, 16, "tcp://10.0.0.1:8786", "tls://scheduler:8786"],
     "ema": [0, 0.999],
     "precision": ["float32", "bf16"],
     "class_weights": ["none", "inverse-frequency"],

@@ -13,6 +13,7 @@ import webdataset
 from dsfer.data.manifest import COLUMNS
 from dsfer.data.shards import Statistics, TileShards, data_statistics, write_shards
 from dsfer.data.tars import npy_bytes, tar_members, write_tar
+from dsfer.data.workers import Processes
 from dsfer.errors import DataError, ShardError
 
 SIDE = 8
@@ -56,7 +57,7 @@ def shards(tiles, tmp_path):
 def write(folder, manifest, out):
     write_shards(
         folder, manifest, out, split="train", split_hash="0123456789ab", statistics=STATISTICS,
-        tiles_per_shard=3,
+        spread=Processes(1), tiles_per_shard=3,
     )  # fmt: skip
 
 

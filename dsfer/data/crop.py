@@ -16,6 +16,7 @@ from dsfer.data.scenes import Scene
 from dsfer.data.tars import Pixels
 from dsfer.data.tiles import Tile, inspect_scenes, tile_place, unit_size, write_tiles
 from dsfer.data.tiling import Padding, Window, grid_shape, strip_windows
+from dsfer.data.workers import Spread
 from dsfer.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -29,13 +30,13 @@ def crop_scenes(
     padding: Padding,
     label_rule: str,
     bands: Bands | None,
-    workers: int,
+    spread: Spread,
 ) -> None:
     """Cut scenes into tiles: tars, `manifest.parquet` and `scenes.parquet`.
 
     Rows are read in full width and ascending order, so that a compressed file is decoded once and
     memory does not grow with the height of a scene. The same input gives the same bytes for any
-    number of processes.
+    number of processes, and of machines.
 
     Args:
         scenes: what to cut.
@@ -45,7 +46,7 @@ def crop_scenes(
             label; `drop` leaves them out.
         label_rule: how label values are read, see `dsfer.data.labels`.
         bands: three 1-based bands to take as R, G, B, or None for the only three there are.
-        workers: number of processes.
+        spread: where it is done.
 
     Raises:
         ConfigError: a tile size, padding or label rule that does not exist.
@@ -55,14 +56,14 @@ def crop_scenes(
             no tile fits into any scene.
     """
     known_rule(label_rule)
-    facts = inspect_scenes(scenes, bands, workers=workers)
+    facts = inspect_scenes(scenes, bands, spread=spread)
     shapes = [grid_shape(scene.rows, scene.cols, tile_size, padding) for scene in facts]
     _check_fit(facts, shapes, tile_size)
     units = [
         CropUnit(tuple(pieces), tile_size, padding, label_rule, bands)
         for pieces in _plan(facts, shapes)
     ]
-    write_tiles(out, units, facts, workers=workers)
+    write_tiles(out, units, facts, spread=spread)
 
 
 def _check_fit(

@@ -18,6 +18,7 @@ from dsfer.data.scenes import Scene
 from dsfer.data.splits import largest_remainder
 from dsfer.data.tars import Pixels
 from dsfer.data.tiles import Tile, inspect_scenes, tile_place, unit_size, write_tiles
+from dsfer.data.workers import Spread
 from dsfer.errors import DataError
 
 Split = Literal["train", "val", "test"]
@@ -34,7 +35,7 @@ def cut_fragments(
     seed: int,
     label_rule: str,
     bands: Bands | None,
-    workers: int,
+    spread: Spread,
 ) -> None:
     """Cut square fragments at random places and angles: the same files as `crop_scenes` writes.
 
@@ -56,13 +57,13 @@ def cut_fragments(
         seed: of places and angles; the same seed gives the same bytes for any number of processes.
         label_rule: how label values are read, see `dsfer.data.labels`.
         bands: three 1-based bands to take as R, G, B, or None for the only three there are.
-        workers: number of processes.
+        spread: where it is done.
 
     Raises:
         DataError: as `crop_scenes`; or a scene is too small for the bands, or has too few places.
     """
     known_rule(label_rule)
-    facts = inspect_scenes(scenes, bands, workers=workers)
+    facts = inspect_scenes(scenes, bands, spread=spread)
     asked = {str(split): count for split, count in counts.items()}
     places = _draw(facts, size, {name: asked[name] for name in SPLITS if asked.get(name)}, seed)
     step = unit_size(sum(map(len, places)))
@@ -71,7 +72,7 @@ def cut_fragments(
         for scene, drawn in zip(facts, places, strict=True)
         for first in range(0, len(drawn), step)
     ]
-    write_tiles(out, units, facts, workers=workers)
+    write_tiles(out, units, facts, spread=spread)
 
 
 @dataclass(frozen=True, order=True)

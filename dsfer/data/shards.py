@@ -17,8 +17,16 @@ import pandas as pd
 
 from dsfer.data.manifest import read_manifest, write_manifest
 from dsfer.data.tars import MEMBERS, Pixels, npy_header, tar_members, write_tar
+from dsfer.data.workers import Spread
 from dsfer.errors import DataError, ShardError
-from dsfer.files import atomic_folder, read_json, sha256_file, write_json
+from dsfer.files import (
+    atomic_folder,
+    atomic_path,
+    read_json,
+    remove_temporary,
+    sha256_file,
+    write_json,
+)
 
 SCHEMA = 1
 TILES_PER_SHARD = 512
@@ -89,6 +97,7 @@ def write_shards(
     split: str,
     split_hash: str,
     statistics: Statistics,
+    spread: Spread,
     tiles_per_shard: int = TILES_PER_SHARD,
 ) -> None:
     """Copy the tiles of one split into shards, with an index; byte-identical on every run.
@@ -102,6 +111,7 @@ def write_shards(
         split: name of the split.
         split_hash: hash of the split that every number downstream carries.
         statistics: mean, standard deviation and class frequency of the training split.
+        spread: where shards are written; all of it must see `tiles` and `out`.
         tiles_per_shard: tiles in each tar but the last.
 
     Raises:
@@ -114,12 +124,13 @@ def write_shards(
         )
     rows = rows.sort_values("id", ignore_index=True)
     with atomic_folder(out) as folder:
-        shards: list[_Shard] = []
-        for start in range(0, len(rows), tiles_per_shard):
-            part = rows[start : start + tiles_per_shard]
-            file = folder / f"shard-{len(shards):06d}.tar"
-            write_tar(file, _copied(tiles, part))
-            shards.append(_Shard(file.name, sha256_file(file), file.stat().st_size, len(part)))
+        starts = range(0, len(rows), tiles_per_shard)
+        work = [
+            (tiles, rows[start : start + tiles_per_shard], folder / f"shard-{number:06d}.tar")
+            for number, start in enumerate(starts)
+        ]
+        shards = list(spread(_write_shard, work, preload=["webdataset.writer"]))
+        remove_temporary(folder)
         write_manifest(folder / "manifest.parquet", rows)
         write_json(
             folder / "index.json",
@@ -134,6 +145,14 @@ def write_shards(
                 "tiles": list(rows["id"]),
             },
         )
+
+
+def _write_shard(work: tuple[Path, pd.DataFrame, Path]) -> _Shard:
+    """Write one shard; return its entry of the index."""
+    tiles, rows, path = work
+    with atomic_path(path, flush=False) as temporary:
+        write_tar(temporary, _copied(tiles, rows))
+        return _Shard(path.name, sha256_file(temporary), temporary.stat().st_size, len(rows))
 
 
 def _copied(tiles: Path, rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, bytes | memoryview]]]:

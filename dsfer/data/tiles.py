@@ -16,9 +16,9 @@ from dsfer.data.manifest import COLUMNS, IGNORE, write_manifest
 from dsfer.data.rasters import Bands, SceneFacts, inspect_scene
 from dsfer.data.scenes import Scene
 from dsfer.data.tars import Pixels, npy_bytes, write_tar
-from dsfer.data.workers import ordered_map
+from dsfer.data.workers import Spread
 from dsfer.errors import DataError
-from dsfer.files import atomic_folder
+from dsfer.files import atomic_folder, atomic_path, remove_temporary
 
 _PRELOAD = ("scipy.fftpack", "webdataset.writer")
 """What imagehash and `write_tar` import at their first use."""
@@ -94,7 +94,7 @@ def tile_place(
 
 
 def inspect_scenes(
-    scenes: Sequence[Scene], bands: Bands | None, *, workers: int
+    scenes: Sequence[Scene], bands: Bands | None, *, spread: Spread
 ) -> list[SceneFacts]:
     """Check the headers of all scenes before any pixel is read.
 
@@ -113,7 +113,7 @@ def inspect_scenes(
             )
         seen[scene.id] = scene
     work = [(scene, bands) for scene in scenes]
-    return list(ordered_map(_inspect, work, workers=workers, chunk=256, preload=_PRELOAD))
+    return list(spread(_inspect, work, chunk=256, preload=_PRELOAD))
 
 
 def _inspect(work: tuple[Scene, Bands | None]) -> SceneFacts:
@@ -121,15 +121,15 @@ def _inspect(work: tuple[Scene, Bands | None]) -> SceneFacts:
 
 
 def write_tiles(
-    out: Path, units: Sequence[Unit], facts: Sequence[SceneFacts], *, workers: int
+    out: Path, units: Sequence[Unit], facts: Sequence[SceneFacts], *, spread: Spread
 ) -> None:
     """Cut all units and write their tars, `manifest.parquet` and `scenes.parquet`.
 
     Args:
         out: folder to write; it is replaced as a whole, or left as it was on an error.
-        units: the work; tar i holds the tiles of unit i, whatever the number of processes.
+        units: the work; tar i holds the tiles of unit i, wherever it is cut.
         facts: the scenes.
-        workers: number of processes.
+        spread: where units are cut; all of it must see `out` and the scenes.
 
     Raises:
         DataError: a file is damaged, or a label breaks its rule.
@@ -140,9 +140,10 @@ def write_tiles(
         tqdm(total=sum(unit.count for unit in units), desc="crop", unit=" tiles") as bar,
     ):
         work = [(unit, folder / f"tiles-{i:06d}.tar") for i, unit in enumerate(units)]
-        for part in ordered_map(_write_unit, work, workers=workers, preload=_PRELOAD):
+        for part in spread(_write_unit, work, preload=_PRELOAD):
             rows += part
             bar.update(len(part))
+        remove_temporary(folder)
         table = pd.DataFrame(rows)
         order = [*COLUMNS, *table.columns.difference(list(COLUMNS))]
         write_manifest(folder / "manifest.parquet", table[order])
@@ -162,7 +163,8 @@ def _write_unit(work: tuple[Unit, Path]) -> list[dict[str, Any]]:
             rows.append(tile.place | {"shard": path.name} | hashes | _facts(tile))
             yield tile.place["id"], dict(content)
 
-    write_tar(path, members())
+    with atomic_path(path, flush=False) as temporary:
+        write_tar(temporary, members())
     return rows
 
 

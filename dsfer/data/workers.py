@@ -1,4 +1,4 @@
-"""Work spread over processes, with results in the order of the work."""
+"""Work spread over processes or machines, with results in the order of the work."""
 
 import multiprocessing
 import os
@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from dsfer.errors import DataError
 
@@ -22,44 +23,73 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def ordered_map(
-    function: Callable[[T], R],
-    items: Sequence[T],
-    *,
-    workers: int,
-    chunk: int = 1,
-    preload: Sequence[str] = (),
-) -> Iterator[R]:
-    """Apply `function` to each item and yield the results in order.
+class Spread(Protocol):
+    """Applies a function to many items, wherever it likes, and yields the results in order.
 
-    Args:
-        function: a function of an importable module.
-        items: what to apply it to; items and results travel between processes by pickle.
-        workers: number of processes; with 1, or when one chunk holds all, nothing is started.
-        chunk: items that are sent to a process at a time.
-        preload: modules that `function` imports only when it runs, to be imported once for all.
-
-    Raises:
-        DataError: a process was killed from outside.
-        Exception: what `function` raises; work that has not begun is then given up.
+    Who prepares data takes one as an argument: `Processes` of this machine, or whatever spreads
+    work over a cluster. Machines must see the files that the items name under the same paths.
     """
-    workers = min(workers, -(-len(items) // chunk))
-    if workers <= 1:
-        yield from map(function, items)
-        return
-    # A fork of this process could inherit locks of its threads; a fork server has none, and pays
-    # the imports once for all workers.
-    forkserver = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
-    context.set_forkserver_preload([function.__module__, *preload])
-    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
-        try:
-            yield from pool.map(function, items, chunksize=chunk)
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a worker process was killed",
-                mend="see whether memory ran out, then run the stage again",
-            ) from error
+
+    def __call__(
+        self,
+        function: Callable[[T], R],
+        items: Sequence[T],
+        *,
+        chunk: int = 1,
+        preload: Sequence[str] = (),
+    ) -> Iterator[R]:
+        """Apply `function` to each item and yield the results in order.
+
+        Args:
+            function: a function of an importable module. It may be called again with an item
+                whose process was killed, so it must write a file in one step or not at all.
+            items: what to apply it to; items and results travel between processes by pickle.
+            chunk: items that are sent to a process at a time.
+            preload: modules that `function` imports only when it runs, which may be imported once
+                for all processes.
+
+        Raises:
+            DataError: a process was killed from outside.
+            Exception: what `function` raises; work that has not begun is then given up.
+        """
+
+
+@dataclass(frozen=True)
+class Processes:
+    """A `Spread` over processes of this machine.
+
+    Attributes:
+        workers: number of processes; with 1, or when one chunk holds all, nothing is started.
+    """
+
+    workers: int
+
+    def __call__(
+        self,
+        function: Callable[[T], R],
+        items: Sequence[T],
+        *,
+        chunk: int = 1,
+        preload: Sequence[str] = (),
+    ) -> Iterator[R]:
+        """Apply `function` to each item and yield the results in order, see `Spread`."""
+        workers = min(self.workers, -(-len(items) // chunk))
+        if workers <= 1:
+            yield from map(function, items)
+            return
+        # A fork of this process could inherit locks of its threads; a fork server has none, and
+        # pays the imports once for all workers.
+        forkserver = "forkserver" in multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
+        context.set_forkserver_preload([function.__module__, *preload])
+        with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+            try:
+                yield from pool.map(function, items, chunksize=chunk)
+            except BrokenProcessPool as error:
+                raise DataError(
+                    "a worker process was killed",
+                    mend="see whether memory ran out, then run the stage again",
+                ) from error
 
 
 def _end_with_parent() -> None:

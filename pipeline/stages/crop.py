@@ -1,16 +1,24 @@
 """Stage crop: scenes become tiles, their tars and the manifest."""
 
+from functools import partial
+
 from dsfer.data.crop import crop_scenes
 from dsfer.data.fragments import cut_fragments
 from dsfer.data.scenes import read_scenes
-from dsfer.data.workers import usable_cpus
-from pipeline.params import current_settings
+from dsfer.data.workers import Spread
+from pipeline.cluster import spread_out
+from pipeline.params import Settings, current_settings
 from pipeline.stages import run
 
 
 def main() -> None:
     """Cut the scenes of the chosen data set on a grid, or into fragments where it says so."""
     settings = current_settings()
+    spread_out(settings.params.cluster, "crop", partial(cut, settings))
+
+
+def cut(settings: Settings, spread: Spread) -> None:
+    """Run the stage on the machines that `spread` stands for."""
     data = settings.data
     scenes = read_scenes(settings.folder / "raw" / "scenes.json")
     out = settings.folder / "tiles"
@@ -23,7 +31,7 @@ def main() -> None:
             seed=fragments.seed,
             label_rule=data.label_rule,
             bands=data.bands,
-            workers=usable_cpus(),
+            spread=spread,
         )
     else:
         crop_scenes(
@@ -33,7 +41,7 @@ def main() -> None:
             padding=data.padding,
             label_rule=data.label_rule,
             bands=data.bands,
-            workers=usable_cpus(),
+            spread=spread,
         )
 
 

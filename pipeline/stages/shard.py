@@ -1,9 +1,13 @@
 """Stage shard: the tiles of each split become WebDataset tars with a verified index."""
 
+from functools import partial
+
 from dsfer.data.manifest import SPLITS, read_manifest
 from dsfer.data.shards import Statistics, data_statistics, write_shards
+from dsfer.data.workers import Spread
 from dsfer.files import read_json
-from pipeline.params import DataSettings, current_settings
+from pipeline.cluster import spread_out
+from pipeline.params import DataSettings, Settings, current_settings
 from pipeline.stages import run
 
 
@@ -14,6 +18,11 @@ def main() -> None:
     something is, else what the training split shows.
     """
     settings = current_settings()
+    spread_out(settings.params.cluster, "shard", partial(write, settings))
+
+
+def write(settings: Settings, spread: Spread) -> None:
+    """Run the stage on the machines that `spread` stands for."""
     manifest = read_manifest(settings.folder / "split" / "manifest.parquet")
     split_hash = read_json(settings.folder / "split" / "split.json")["hash"]
     measured = data_statistics(manifest[manifest["split"] == "train"])
@@ -26,6 +35,7 @@ def main() -> None:
             split=split,
             split_hash=split_hash,
             statistics=statistics,
+            spread=spread,
         )
 
 

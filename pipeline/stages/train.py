@@ -41,7 +41,7 @@ from pipeline.stages import run
 PATIENCE = 7.0
 """Seconds in which a run that is told to stop may finish its step and save its state."""
 
-MACHINE_KEYS = ("device", "processes", "compile", "in_memory", "workers", "overlap")
+MACHINE_KEYS = ("device", "processes", "compile", "in_memory", "workers", "cluster", "overlap")
 """Parameters that a run may be continued with other values of."""
 
 CODE = (

@@ -1,0 +1,170 @@
+"""Data preparation over a Dask cluster, by Prefect's task runner; or over this machine's cores.
+
+A stage hands its work over as a function of a `Spread`. On a cluster that function is a Prefect
+flow, and each chunk of the work one of its tasks: seen in Prefect's pages, tried again when its
+error may pass, and run elsewhere when its worker is killed.
+"""
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dsfer.data.workers import Processes, Spread, usable_cpus
+from dsfer.errors import ConfigError, DataError, DsferError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AHEAD = 1000
+"""Chunks that are handed to the cluster before the first of them is done."""
+
+PATIENCE = 10.0
+"""Seconds that a scheduler may take to answer."""
+
+RETRIES = 2
+"""How often a chunk is tried again after an error that no input can be blamed for."""
+
+LIBRARIES = ("imagehash", "numpy", "pillow", "rasterio", "scipy", "webdataset")
+"""What decides the bytes of tiles, hashes and tars."""
+
+
+QUIET = {
+    "DASK_LOGGING__DISTRIBUTED": "critical",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+}
+"""Environment of workers started here: an error is said once, by the stage."""
+
+
+def spread_out(cluster: int | str | None, name: str, work: Callable[[Spread], object]) -> None:
+    """Do a stage's work on this machine or on a cluster; its results are the same.
+
+    Args:
+        cluster: None for processes of this machine, a number of Dask workers to start here, or
+            the address of a Dask scheduler.
+        name: what the flow is called.
+        work: does it all, given where to do it.
+
+    Raises:
+        ConfigError: no Prefect server is known, or no scheduler answers at the address.
+        DataError: a chunk killed one worker after the other.
+    """
+    if cluster is None:
+        work(Processes(usable_cpus()))
+        return
+    # These take seconds to import.
+    from prefect import flow
+    from prefect.settings import PREFECT_API_URL
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    if not PREFECT_API_URL.value():
+        raise ConfigError(
+            f"{cluster!r} needs a Prefect server, and PREFECT_API_URL names none",
+            where="params.yaml, cluster",
+            mend="start one (`make up`) and set PREFECT_API_URL as it says; or set cluster to "
+            "null, which uses the cores of this machine",
+        )
+    # The pages of Prefect have it all; the terminal gets what the stage says, and warnings.
+    logging.getLogger("prefect").propagate = False
+    logging.getLogger("distributed").setLevel(logging.WARNING)
+    with _scheduler(cluster) as address:
+
+        @flow(name=name, task_runner=DaskTaskRunner(address=address))  # type: ignore[arg-type]
+        def run() -> None:
+            work(_over_tasks)
+
+        run()
+
+
+@contextlib.contextmanager
+def _scheduler(cluster: int | str) -> Iterator[str]:
+    """Address of a scheduler; that of a number of workers is started here and ended."""
+    from distributed import Client, LocalCluster
+
+    if isinstance(cluster, int):
+        with LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=cluster, threads_per_worker=1, dashboard_address="127.0.0.1:0", env=QUIET
+        ) as started:
+            yield started.scheduler_address
+        return
+    try:
+        with Client(cluster, timeout=PATIENCE, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+            workers = len(client.scheduler_info(n_workers=-1)["workers"])
+    except OSError as error:
+        raise ConfigError(
+            f"no Dask scheduler answers at '{cluster}'",
+            where="params.yaml, cluster",
+            mend="start one (`dask scheduler`) and workers (`dask worker`), see docs/cluster.md",
+        ) from error
+    if workers:
+        log.info("%d workers at %s", workers, cluster)
+    else:
+        log.warning("no worker has joined %s yet: waiting for the first", cluster)
+    yield cluster
+
+
+def _over_tasks(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    *,
+    chunk: int = 1,
+    preload: Sequence[str] = (),
+) -> Iterator[R]:
+    """A `Spread` over tasks of the flow that is running."""
+    from distributed.client import FutureCancelledError
+    from distributed.scheduler import KilledWorker
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    del preload  # a worker of the cluster outlives its tasks, and imports once
+    apply = task(
+        name=function.__name__.strip("_"),
+        retries=RETRIES,
+        retry_condition_fn=_may_pass,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )(_apply)
+    here = Path.cwd(), _versions()
+    chunks = (items[start : start + chunk] for start in range(0, len(items), chunk))
+    waiting = deque(apply.submit(function, part, *here) for part in islice(chunks, AHEAD))
+    try:
+        while waiting:
+            results = waiting.popleft().result()
+            waiting.extend(apply.submit(function, part, *here) for part in islice(chunks, 1))
+            yield from results
+    except (KilledWorker, FutureCancelledError) as error:
+        raise DataError(
+            "a piece of work killed every worker that it was given to, or the scheduler is gone",
+            mend="see whether memory ran out (`dask worker --memory-limit`), then run the stage "
+            "again",
+        ) from error
+
+
+def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether a chunk that failed is worth another try: not if the input is at fault."""
+    return not isinstance(state.result(raise_on_failure=False), DsferError)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
+
+
+def _apply(
+    function: Callable[[T], R], items: Sequence[T], folder: Path, versions: dict[str, str]
+) -> list[R]:
+    """Do a chunk on a worker, in the folder that paths count from."""
+    ours = _versions()
+    if wrong := [name for name in versions if ours[name] != versions[name]]:
+        raise DataError(
+            f"a worker has {wrong[0]} {ours[wrong[0]]}, and the stage was started with "
+            f"{versions[wrong[0]]}: their results might differ",
+            mend="install the same versions on all machines, with constraints.txt",
+        )
+    with contextlib.chdir(folder):
+        return [function(item) for item in items]
