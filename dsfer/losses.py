@@ -1,6 +1,7 @@
-"""Losses of Dsfer-Net: weighted cross entropy, and dice on the deep maps (paper, section III-D).
+"""Losses: a term on the change map, and dice on the deep maps where a network has them.
 
-Each term exists as the paper prints it and as the released code computes it; recipes choose.
+Dsfer-Net's terms (paper, section III-D) exist as printed and as the released code computes them;
+the compared methods bring the balanced contrastive loss and one more form of dice. Recipes choose.
 Shapes: b batch, h w sides; labels are uint8 with 0 unchanged, 1 changed, 255 ignored.
 
 Where several processes train together, each has its share of the batch, and the mean of their
@@ -18,36 +19,51 @@ from dsfer.data.manifest import IGNORE
 from dsfer.distributed import sum_over_ranks, world_size
 from dsfer.models.output import ChangeOutput
 
-CrossEntropy = Literal["printed", "weighted-mean"]
-Dice = Literal["printed", "released"]
+ChangeTerm = Literal["printed", "weighted-mean", "contrastive"]
+DeepTerm = Literal["printed", "released", "sigmoid"]
 ClassWeights = tuple[float, float]
+
+MARGIN = 2.0
+"""Distance beyond which changed pixels cost nothing, in the contrastive loss."""
 
 
 class LossTerms(NamedTuple):
-    """The loss of Eq. 7 and its parts, scalar float tensors on the device."""
+    """The loss of Eq. 7 and its parts, scalar float tensors on the device.
+
+    Attributes:
+        total: what is minimised.
+        change: the term on the change map.
+        deep: mean over the deep maps, without its factor.
+    """
 
     total: Tensor
-    cross_entropy: Tensor
-    dice: Tensor
+    change: Tensor
+    deep: Tensor
 
 
 @dataclass(frozen=True)
 class ChangeLoss:
-    """Cross entropy plus lambda times the mean dice of the deep maps (Eq. 7).
+    """A term on the change map plus lambda times the mean of one on the deep maps (Eq. 7).
+
+    Dsfer-Net: `printed` + lambda `printed`, or `weighted-mean` + lambda `released`. FC-Siam-conc
+    and FC-EF-Res: `weighted-mean`, with `false_alarm_weights`. STANet: `contrastive`. DSAMNet:
+    `contrastive` + 0.1 `sigmoid`.
 
     Attributes:
-        lambda_: factor on the dice terms.
+        lambda_: factor on the deep terms.
         class_weights: (w0, w1), weights of unchanged and changed pixels.
-        cross_entropy: `printed` is Eq. 4, the mean over pixels; `weighted-mean` divides by the
-            sum of the pixels' weights, as the released code does.
-        dice: `printed` is Eq. 5, on the changed class with a factor 2; `released` is the released
-            code's form on both classes, which has no factor 2.
+        change: `printed` is Eq. 4, the mean over pixels; `weighted-mean` divides by the sum of the
+            pixels' weights, as the released code does; `contrastive` is for the methods that
+            return a distance.
+        deep: `printed` is Eq. 5, on the changed class with a factor 2; `released` is the released
+            code's form on both classes, which has no factor 2; `sigmoid` the same of DSAMNet,
+            where the channels are no distribution.
     """
 
     lambda_: float
     class_weights: ClassWeights
-    cross_entropy: CrossEntropy = "printed"
-    dice: Dice = "printed"
+    change: ChangeTerm = "printed"
+    deep: DeepTerm = "printed"
 
     def __call__(self, output: ChangeOutput, labels: Tensor) -> LossTerms:
         """Loss of a batch.
@@ -56,13 +72,13 @@ class ChangeLoss:
             output: logits (b, 2, h, w) and deep maps (b, 2, h/s, w/s).
             labels: (b, h, w) uint8.
         """
-        ce = CROSS_ENTROPIES[self.cross_entropy](output.logits.float(), labels, self.class_weights)
-        dice_of = DICES[self.dice]
-        dices = [
-            dice_of(deep.float(), reduce_labels(labels, deep.shape[-1])) for deep in output.deep
+        change = CHANGE_TERMS[self.change](output.logits.float(), labels, self.class_weights)
+        deep_term = DEEP_TERMS[self.deep]
+        terms = [
+            deep_term(deep.float(), reduce_labels(labels, deep.shape[-1])) for deep in output.deep
         ]
-        dice = torch.stack(dices).mean() if dices else ce.new_zeros(())
-        return LossTerms(ce + self.lambda_ * dice, ce, dice)
+        deep = torch.stack(terms).mean() if terms else change.new_zeros(())
+        return LossTerms(change + self.lambda_ * deep, change, deep)
 
 
 def printed_cross_entropy(logits: Tensor, labels: Tensor, weights: ClassWeights) -> Tensor:
@@ -75,6 +91,22 @@ def weighted_mean_cross_entropy(logits: Tensor, labels: Tensor, weights: ClassWe
     """The released form of Eq. 4: divided by the sum of the pixels' weights, not their number."""
     total = sum_over_ranks(pixel_weights(labels, weights, logits.dtype).sum())
     return weighted_sum(logits, labels, weights) * world_size() / total.clamp(min=min(weights))
+
+
+def contrastive(logits: Tensor, labels: Tensor, weights: ClassWeights) -> Tensor:
+    """Batch-balanced contrastive loss of STANet and DSAMNet, on the distance d in channel 1.
+
+    w0 Σ d² / (n + 0.0001) over unchanged pixels, plus w1 Σ max(0, 2 - d)² / (n + 0.0001) over
+    changed ones, n being the number of either; published with w0 = w1 = 1. Ignored pixels count
+    nowhere; STANet's released code takes them as unchanged, DSAMNet's adds a constant for them.
+    """
+    distance = logits[:, 1]
+    costs = distance.square(), (MARGIN - distance).clamp(min=0).square()
+    loss = distance.new_zeros(())
+    for value, (cost, weight) in enumerate(zip(costs, weights, strict=True)):
+        chosen = labels == value
+        loss = loss + weight * (cost * chosen).sum() / (sum_over_ranks(chosen.sum()) + 1e-4)
+    return loss * world_size()
 
 
 def weighted_sum(logits: Tensor, labels: Tensor, weights: ClassWeights) -> Tensor:
@@ -110,9 +142,19 @@ def released_dice(logits: Tensor, labels: Tensor) -> Tensor:
     There is no factor 2, so a perfect prediction scores about 0.5. Mean over images, then over
     both classes.
     """
+    return squared_dice(logits.softmax(dim=1), labels)
+
+
+def sigmoid_dice(logits: Tensor, labels: Tensor) -> Tensor:
+    """DSAMNet's dice: `released_dice`, with p the sigmoid of each channel by itself."""
+    return squared_dice(logits.sigmoid(), labels)
+
+
+def squared_dice(probability: Tensor, labels: Tensor) -> Tensor:
+    """Dice of (b, 2, h, w) probabilities of both classes, as `released_dice` has it."""
     valid = (labels != IGNORE).unsqueeze(1)  # b 1 h w
-    target = torch.stack((labels == 0, labels == 1), dim=1).to(logits.dtype)  # b 2 h w
-    predicted = logits.softmax(dim=1) * valid
+    target = torch.stack((labels == 0, labels == 1), dim=1).to(probability.dtype)  # b 2 h w
+    predicted = probability * valid
     overlap = (predicted * target).sum(dim=(2, 3))  # b 2
     squares = (predicted.square() + target.square()).sum(dim=(2, 3))
     return (1 - (overlap + 1) / (squares + 1)).mean()
@@ -130,8 +172,19 @@ def reduce_labels(labels: Tensor, side: int) -> Tensor:
     return changed.to(labels.dtype).masked_fill(~valid, IGNORE)
 
 
-CROSS_ENTROPIES = {
+def false_alarm_weights(changed: float, factor: float = 10) -> ClassWeights:
+    """Class weights of FC-Siam-conc and FC-EF-Res: (2 · factor · p, 2 (1 - p)).
+
+    Args:
+        changed: p, fraction of changed pixels in the training split.
+        factor: by how much a false alarm costs more than balance would have it.
+    """
+    return 2 * factor * changed, 2 * (1 - changed)
+
+
+CHANGE_TERMS = {
     "printed": printed_cross_entropy,
     "weighted-mean": weighted_mean_cross_entropy,
+    "contrastive": contrastive,
 }
-DICES = {"printed": printed_dice, "released": released_dice}
+DEEP_TERMS = {"printed": printed_dice, "released": released_dice, "sigmoid": sigmoid_dice}
