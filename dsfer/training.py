@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -36,10 +35,10 @@ from dsfer.evaluation import Inference, count_tiles
 from dsfer.losses import ChangeLoss
 from dsfer.memory import enough_memory
 from dsfer.metrics import change_metrics, total_counts
+from dsfer.optimisation import Optimiser, Schedule, build_optimiser, rate_factor
 
 log = logging.getLogger(__name__)
 
-Schedule = Literal["linear", "poly", "cosine"]
 Record = dict[str, float]
 
 RECORDS_PER_VALIDATION = 5
@@ -58,9 +57,9 @@ class Training:
     Attributes:
         loss: loss of a batch.
         lr: peak learning rate.
-        weight_decay: L2 penalty inside Adam's gradient.
+        weight_decay: factor on the weights, see `dsfer.optimisation`.
         schedule: shape of the learning rate over the steps.
-        schedule_iterations: step at which `linear`, `poly` and `cosine` reach 0.
+        schedule_iterations: step at which the schedule ends.
         warmup: steps of linear rise before the schedule's full rate.
         iterations: steps to train.
         batch_size: pairs per step, over all processes.
@@ -72,6 +71,9 @@ class Training:
         compile: run the network through torch.compile.
         in_memory: hold decoded tiles in memory, stream them, or None to decide by what is free.
         workers: processes that read ahead when streaming, for each process that trains.
+        optimiser: what moves the weights.
+        momentum: of `sgd`, or first beta of Adam.
+        hold: steps until the schedule begins to fall.
     """
 
     loss: ChangeLoss
@@ -90,6 +92,9 @@ class Training:
     compile: bool = False
     in_memory: bool | None = None
     workers: int = 2
+    optimiser: Optimiser = "adam"
+    momentum: float = 0.9
+    hold: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,22 +117,14 @@ class Interrupted(Exception):  # noqa: N818 - no error: the run was asked to sto
 
 
 def learning_rate(step: int, training: Training) -> float:
-    """Learning rate of a step, a pure function so that there is no scheduler state to restore.
-
-    `linear` and `poly` are the paper's and the released code's; the latter sets the rate after
-    step k from k, so that steps 0 and 1 share the first value.
-    """
-    n, k = training.schedule_iterations, step
-    if k < training.warmup:
-        return training.lr * (k + 1) / training.warmup
-    if training.schedule == "linear":
-        factor = 1 - k / n
-    elif training.schedule == "poly":
-        factor = (1 - max(k - 1, 0) / n) ** 0.9 if k <= n else 0.0
-    else:
-        progress = (k - training.warmup) / max(n - training.warmup, 1)
-        factor = 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
-    return training.lr * max(factor, 0)
+    """Learning rate of a step, a pure function so that there is no scheduler state to restore."""
+    return training.lr * rate_factor(
+        training.schedule,
+        step,
+        training.schedule_iterations,
+        warmup=training.warmup,
+        hold=training.hold,
+    )
 
 
 def averaging(decay: float) -> Callable[..., None]:
@@ -211,10 +208,12 @@ class Trainer:
             if training.ema
             else None
         )
-        self.optimiser = torch.optim.Adam(
+        self.optimiser = build_optimiser(
+            training.optimiser,
             self.model.parameters(),
             lr=training.lr,
             weight_decay=training.weight_decay,
+            momentum=training.momentum,
             fused=device.type == "cuda",
         )
         self.train_source, self.val_source = (
