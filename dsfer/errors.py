@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from upath import UPath
+
 
 class DsferError(Exception):
     """Base of every error that is the input's fault, not the program's.
@@ -12,7 +14,9 @@ class DsferError(Exception):
         mend: what the user can do.
     """
 
-    def __init__(self, problem: str, *, where: str | Path | None = None, mend: str | None = None):
+    def __init__(
+        self, problem: str, *, where: str | Path | UPath | None = None, mend: str | None = None
+    ):
         self.problem, self.where, self.mend = problem, where, mend
         place = f"{where}: " if where is not None else ""
         remedy = f" To mend it: {mend}." if mend else ""
@@ -21,7 +25,7 @@ class DsferError(Exception):
     def about(self, old: Path, new: Path) -> "DsferError":
         """The same error, speaking of what lies below `old` as of what is to lie below `new`."""
 
-        def moved(text: str | Path | None) -> str | None:
+        def moved(text: str | Path | UPath | None) -> str | None:
             return None if text is None else str(text).replace(str(old), str(new))
 
         problem = self.problem.replace(str(old), str(new))
@@ -33,7 +37,7 @@ class DsferError(Exception):
 
 
 def _rebuild(
-    kind: type[DsferError], problem: str, where: str | Path | None, mend: str | None
+    kind: type[DsferError], problem: str, where: str | Path | UPath | None, mend: str | None
 ) -> DsferError:
     return kind(problem, where=where, mend=mend)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field
 from rich.console import Console
@@ -15,6 +16,7 @@ from dsfer.data.labels import LABEL_RULES
 from dsfer.errors import ConfigError
 from dsfer.files import atomic_path
 from dsfer.models import VARIANTS, list_models
+from dsfer.paths import location
 from pipeline.catalog import CATALOG, OWN_DATA, DatasetEntry, Policy, Release, catalog_entry
 from pipeline.frozen import Frozen, did_you_mean, parse
 from pipeline.recipes import RECIPE_KEYS, Recipe, resolve_recipe
@@ -38,7 +40,7 @@ class Params(Frozen):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     dataset: str
-    source: Path = Field(strict=False)
+    source: str = Field(min_length=1)
     label_rule: str | None
     bands: tuple[Band, Band, Band] | None = Field(strict=False)
     tile_size: int | None = Field(ge=DIVISOR)
@@ -86,7 +88,7 @@ class DataSettings(Frozen):
 
     Attributes:
         entry: what the catalog knows of it.
-        source: a user's own folder, or the catalog.
+        source: a user's own folder, on a disk or in an object store, or the catalog.
         label_rule: how label values are read.
         bands: three 1-based bands to take as R, G, B, or None for the first three.
         tile_size: side of a tile in pixels.
@@ -97,7 +99,7 @@ class DataSettings(Frozen):
     """
 
     entry: DatasetEntry
-    source: Path
+    source: str
     label_rule: str
     bands: tuple[int, int, int] | None
     tile_size: int
@@ -290,7 +292,8 @@ def _check_choice(key: str, value: str, choices: tuple[str, ...] | list[str]) ->
 
 
 def _check_source(params: Params, entry: DatasetEntry) -> None:
-    own, from_catalog = entry.name in OWN_DATA, params.source.name == CATALOG.name
+    _check_no_secret("source", params.source)
+    own, from_catalog = entry.name in OWN_DATA, location(params.source).name == CATALOG.name
     if own and from_catalog:
         kind = "scenes" if entry.name == "folder" else "rasters and their list"
         raise _impossible(
@@ -303,6 +306,18 @@ def _check_source(params: Params, entry: DatasetEntry) -> None:
             "source",
             f"'{params.source}' is not used by data set '{params.dataset}'",
             "set source: pipeline/catalog.yaml, or dataset: folder/NAME for imagery of your own",
+        )
+
+
+def _check_no_secret(key: str, url: str) -> None:
+    """Refuse credentials in a URL: they would be written to lock files, logs and experiments."""
+    parts = urlsplit(url)
+    if "://" in url and ("@" in parts.netloc or parts.query):
+        raise _impossible(
+            key,
+            f"the URL of {parts.scheme}://... holds more than a bucket and a folder",
+            "give credentials by the environment alone (AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY)",
         )
 
 

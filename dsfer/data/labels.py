@@ -6,12 +6,12 @@ rule and every label is checked against it.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from dsfer.data.tars import Pixels
 from dsfer.errors import ConfigError, LabelError
+from dsfer.paths import AnyPath
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def label_values(raw: Pixels) -> list[int]:
     return [int(value) for value in np.flatnonzero(np.bincount(raw.ravel(), minlength=256))]
 
 
-def decode_label(raw: Pixels, rule: str, where: str | Path) -> Pixels:
+def decode_label(raw: Pixels, rule: str, where: str | AnyPath) -> Pixels:
     """Read a label by a declared rule.
 
     Args:

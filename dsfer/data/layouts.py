@@ -13,6 +13,7 @@ from dsfer.data.manifest import SPLITS
 from dsfer.data.pairs import images_by_stem, pair_by_stem, scene_id, without_collisions
 from dsfer.data.scenes import Scene
 from dsfer.errors import DataError
+from dsfer.paths import AnyPath, listed
 
 LABEL_FOLDERS = ("label", "OUT")
 
@@ -20,7 +21,7 @@ PAIRS = "pairs.csv"
 """Name of the list in a folder of `rasters`."""
 
 
-def flat(source: Path) -> list[Scene]:
+def flat(source: AnyPath) -> list[Scene]:
     """`{A,B,label}`, with `list/{train,val,test}.txt` where a split is published.
 
     A list names one image a line, with or without suffix. Where there are lists, images on none
@@ -43,7 +44,7 @@ def flat(source: Path) -> list[Scene]:
     )
 
 
-def _read_lists(files: list[Path], stems: set[str]) -> dict[str, str | None]:
+def _read_lists(files: list[AnyPath], stems: set[str]) -> dict[str, str | None]:
     """Map each listed stem to the split whose list names it."""
     chosen: dict[str, str | None] = {}
     for file in files:
@@ -70,7 +71,7 @@ def _read_lists(files: list[Path], stems: set[str]) -> dict[str, str | None]:
     return chosen
 
 
-def _text(file: Path) -> str:
+def _text(file: AnyPath) -> str:
     """Read a text file that a person wrote, with or without byte order mark."""
     try:
         return file.read_text(encoding="utf-8-sig")
@@ -80,7 +81,7 @@ def _text(file: Path) -> str:
         ) from error
 
 
-def split_folders(source: Path) -> list[Scene]:
+def split_folders(source: AnyPath) -> list[Scene]:
     """`{train,val,test}/{A,B,label}` or `{train,val,test}/{A,B,OUT}`.
 
     Stems that recur in several splits, as in CDD, get the split's name in front.
@@ -111,7 +112,7 @@ def split_folders(source: Path) -> list[Scene]:
     )
 
 
-def folder(source: Path) -> list[Scene]:
+def folder(source: AnyPath) -> list[Scene]:
     """A user's own folder: `split_folders` or `flat`, whichever it is.
 
     Raises:
@@ -132,7 +133,7 @@ def folder(source: Path) -> list[Scene]:
     )
 
 
-def whu_single(source: Path) -> list[Scene]:
+def whu_single(source: AnyPath) -> list[Scene]:
     """WHU-CD's older release: one pair in `before/`, `after/` and `change label/`.
 
     Raises:
@@ -143,7 +144,7 @@ def whu_single(source: Path) -> list[Scene]:
     return [Scene("whu", t1, _file(t2), _file(label / "change_label.tif"))]
 
 
-def whu_regions(source: Path) -> list[Scene]:
+def whu_regions(source: AnyPath) -> list[Scene]:
     """WHU-CD's newer release: a train and a test region, whole images.
 
     The `splited_images/*/label` of that release are building masks of one date, not changes, and
@@ -165,7 +166,7 @@ def whu_regions(source: Path) -> list[Scene]:
     ]
 
 
-def cdd_subset(source: Path) -> list[Scene]:
+def cdd_subset(source: AnyPath) -> list[Scene]:
     """CDD's published 256 x 256 tiles, `Real/subset/{train,val,test}/{A,B,OUT}`.
 
     Raises:
@@ -174,7 +175,7 @@ def cdd_subset(source: Path) -> list[Scene]:
     return split_folders(_find(source, "Real/subset") / "Real/subset")
 
 
-def cdd_original(source: Path) -> list[Scene]:
+def cdd_original(source: AnyPath) -> list[Scene]:
     """CDD's whole scenes under `Real/original`, in folders `A`, `B` and `OUT` or `label`.
 
     Raises:
@@ -184,7 +185,7 @@ def cdd_original(source: Path) -> list[Scene]:
     return flat(_find(original, "A"))
 
 
-def rasters(source: Path) -> list[Scene]:
+def rasters(source: AnyPath) -> list[Scene]:
     """A folder with `pairs.csv`, a list with the columns id, t1, t2, label and optionally split.
 
     Paths are relative to the folder. A label may be a raster or a vector file; see
@@ -222,12 +223,11 @@ def rasters(source: Path) -> list[Scene]:
     return without_collisions(scenes, pairs)
 
 
-def _read_table(pairs: Path) -> pd.DataFrame:
+def _read_table(pairs: AnyPath) -> pd.DataFrame:
     """Read the list of pairs as text, checking its columns."""
     try:
-        table = pd.read_csv(
-            pairs, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True
-        )
+        with pairs.open(encoding="utf-8-sig") as file:
+            table = pd.read_csv(file, dtype=str, keep_default_na=False, skipinitialspace=True)
     except (OSError, ValueError) as error:
         raise DataError(
             f"not a readable CSV list ({error})",
@@ -247,7 +247,7 @@ def _read_table(pairs: Path) -> pd.DataFrame:
     return table
 
 
-def _label_folder(folder: Path) -> Path:
+def _label_folder(folder: AnyPath) -> AnyPath:
     """The folder of the labels beside `A` and `B`."""
     found = [folder / name for name in LABEL_FOLDERS if (folder / name).is_dir()]
     if len(found) != 1:
@@ -260,7 +260,7 @@ def _label_folder(folder: Path) -> Path:
     return found[0]
 
 
-def _unwrap(folder: Path) -> Path:
+def _unwrap(folder: AnyPath) -> AnyPath:
     """Step into a lone folder that an archive wrapped around `A` and `B`."""
     while not (folder / "A").is_dir():
         inner = list(_folders(folder))
@@ -270,7 +270,7 @@ def _unwrap(folder: Path) -> Path:
     return folder
 
 
-def _find(root: Path, inside: str) -> Path:
+def _find(root: AnyPath, inside: str) -> AnyPath:
     """Find the shallowest folder at or below `root` that holds the relative path `inside`."""
     level = [root]
     while level:
@@ -291,15 +291,15 @@ def _find(root: Path, inside: str) -> Path:
     )
 
 
-def _folders(folder: Path) -> Iterator[Path]:
+def _folders(folder: AnyPath) -> Iterator[AnyPath]:
     """Sub-folders, without hidden ones and what macOS adds to archives."""
     if folder.is_dir():
-        for path in sorted(folder.iterdir()):
+        for path in listed(folder):
             if path.is_dir() and not path.name.startswith((".", "__MACOSX")):
                 yield path
 
 
-def _only_image(folder: Path) -> Path:
+def _only_image(folder: AnyPath) -> AnyPath:
     """The one image of a folder."""
     images = images_by_stem(folder)
     if len(images) > 1:
@@ -309,14 +309,14 @@ def _only_image(folder: Path) -> Path:
     return next(iter(images.values()))
 
 
-def _file(path: Path) -> Path:
+def _file(path: AnyPath) -> AnyPath:
     """The path itself, if it is a file."""
     if not path.is_file():
         raise DataError("no such file", where=path, mend="check that the archive is complete")
     return path
 
 
-LAYOUTS: dict[str, Callable[[Path], list[Scene]]] = {
+LAYOUTS: dict[str, Callable[[AnyPath], list[Scene]]] = {
     "flat": flat,
     "split_folders": split_folders,
     "folder": folder,

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from dsfer.data.scenes import Scene
 from dsfer.errors import DataError
+from dsfer.paths import AnyPath, listed
 
 SIDE_FILES = frozenset(
     {".aux", ".hdr", ".j2w", ".jgw", ".ovr", ".pgw", ".prj", ".tfw", ".tifw", ".wld", ".xml"}
@@ -17,7 +17,7 @@ LONGEST_ID = 100
 """Characters in a scene id; with row and column appended it still is a member name in a tar."""
 
 
-def images_by_stem(folder: Path) -> dict[str, Path]:
+def images_by_stem(folder: AnyPath) -> dict[str, AnyPath]:
     """Map the stem of each image in `folder` to its path, in the order of the stems.
 
     Hidden files, folders and the suffixes of `SIDE_FILES` are no images.
@@ -28,8 +28,8 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise DataError("no such folder", where=folder, mend="check the layout of the data set")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    found: dict[str, AnyPath] = {}
+    for path in listed(folder):
         if path.name.startswith(".") or path.suffix.lower() in SIDE_FILES or path.is_dir():
             continue
         _require_utf8(path)
@@ -46,7 +46,7 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _require_utf8(path: Path) -> None:
+def _require_utf8(path: AnyPath) -> None:
     """Refuse names that no later table, tar or page could hold."""
     try:
         str(path).encode("utf-8")
@@ -58,7 +58,9 @@ def _require_utf8(path: Path) -> None:
         ) from error
 
 
-def pair_by_stem(t1: Path, t2: Path, label: Path) -> dict[str, tuple[Path, Path, Path]]:
+def pair_by_stem(
+    t1: AnyPath, t2: AnyPath, label: AnyPath
+) -> dict[str, tuple[AnyPath, AnyPath, AnyPath]]:
     """Pair the images of three folders.
 
     Args:
@@ -92,7 +94,7 @@ def _few(names: list[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-def scene_id(name: str, where: str | Path) -> str:
+def scene_id(name: str, where: str | AnyPath) -> str:
     """Turn a name into a scene id of letters, digits, `_` and `-`.
 
     Args:
@@ -118,7 +120,7 @@ def scene_id(name: str, where: str | Path) -> str:
     return clean
 
 
-def without_collisions(scenes: Iterable[Scene], where: str | Path) -> list[Scene]:
+def without_collisions(scenes: Iterable[Scene], where: str | AnyPath) -> list[Scene]:
     """Return the scenes as a list after checking that their ids differ, letter case aside.
 
     Raises:

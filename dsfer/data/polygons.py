@@ -6,6 +6,7 @@ from pathlib import Path
 
 import geopandas
 import numpy as np
+import pyogrio
 import rasterio
 import shapely
 from rasterio.errors import NotGeoreferencedWarning
@@ -16,6 +17,7 @@ from shapely.affinity import affine_transform
 from dsfer.data.new_raster import new_raster
 from dsfer.data.scenes import Scene
 from dsfer.errors import DataError, GridMismatchError
+from dsfer.paths import AnyPath, gdal_store_options
 
 BLOCK = 512
 """Side of the GeoTIFF's blocks in pixels; one block is in memory at a time."""
@@ -33,28 +35,30 @@ def rasterise_labels(scenes: list[Scene], folder: Path, changed: int) -> list[Sc
         DataError: a label is neither raster nor vector, or its polygons cannot be drawn.
     """
     done = []
-    for scene in scenes:
-        if is_raster(scene.label):
-            done.append(scene)
-            continue
-        target = folder / f"{scene.id}.tif"
-        rasterise(scene.label, scene.t1, target, changed)
-        done.append(replace(scene, label=target))
+    pyogrio.set_gdal_config_options(gdal_store_options())  # its GDAL is not that of rasterio
+    with rasterio.Env(**gdal_store_options()):
+        for scene in scenes:
+            if is_raster(scene.label):
+                done.append(scene)
+                continue
+            target = folder / f"{scene.id}.tif"
+            rasterise(scene.label, scene.t1, target, changed)
+            done.append(replace(scene, label=target))
     return done
 
 
-def is_raster(path: Path) -> bool:
+def is_raster(path: AnyPath) -> bool:
     """Whether GDAL opens the file as a raster with at least one band."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a label need not be
         try:
-            with rasterio.open(path) as image:
+            with rasterio.open(str(path)) as image:
                 return bool(image.count)
         except rasterio.RasterioIOError:
             return False
 
 
-def rasterise(vector: Path, grid: Path, target: Path, changed: int) -> None:
+def rasterise(vector: AnyPath, grid: AnyPath, target: Path, changed: int) -> None:
     """Draw polygons onto the grid of a raster; a pixel is changed if its centre lies in one.
 
     The result is a tiled, compressed GeoTIFF of one uint8 band, written block by block, so memory
@@ -73,7 +77,7 @@ def rasterise(vector: Path, grid: Path, target: Path, changed: int) -> None:
         GridMismatchError: vector file or raster lacks a CRS, or they do not overlap.
     """
     try:
-        image = rasterio.open(grid)
+        image = rasterio.open(str(grid))
     except rasterio.RasterioIOError as error:
         raise DataError(
             f"not a raster that GDAL reads ({error})", where=grid, mend="replace the file"
@@ -120,17 +124,17 @@ def _outline(image: rasterio.io.DatasetReader, window: Window) -> shapely.Polygo
     return affine_transform(pixels, image.transform.to_shapely())
 
 
-def _polygons(vector: Path, grid: Path, crs: rasterio.crs.CRS | None) -> geopandas.GeoSeries:
+def _polygons(vector: AnyPath, grid: AnyPath, crs: rasterio.crs.CRS | None) -> geopandas.GeoSeries:
     """Read the polygons of a vector file in the given coordinate reference system."""
     try:
-        layers = geopandas.list_layers(vector)["name"].tolist()
+        layers = geopandas.list_layers(str(vector))["name"].tolist()
         if len(layers) != 1:
             raise DataError(
                 f"holds {len(layers)} layers ({', '.join(layers)})",
                 where=vector,
                 mend="keep only the layer of changed areas",
             )
-        shapes = geopandas.read_file(vector, columns=[]).geometry
+        shapes = geopandas.read_file(str(vector), columns=[]).geometry
     except (RuntimeError, AttributeError) as error:
         raise DataError(
             f"neither a raster nor a vector file that GDAL reads ({error})",

@@ -25,6 +25,7 @@ from dsfer.data.manifest import IGNORE
 from dsfer.data.scenes import Scene
 from dsfer.data.tars import Pixels
 from dsfer.errors import DataError, GridMismatchError, LabelError
+from dsfer.paths import AnyPath, gdal_store_options, reaching
 
 Bands = tuple[int, int, int]
 
@@ -101,7 +102,7 @@ class Strip:
 
 
 @contextmanager
-def open_raster(path: Path) -> Iterator[DatasetReader]:
+def open_raster(path: AnyPath) -> Iterator[DatasetReader]:
     """Open a raster for reading.
 
     Raises:
@@ -111,9 +112,10 @@ def open_raster(path: Path) -> Iterator[DatasetReader]:
         # Imagery without georeferencing is as welcome as any other.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            dataset = rasterio.open(path)
+            dataset = rasterio.open(str(path))
         except RasterioError as error:
-            exists = path.is_file()
+            with reaching(path):
+                exists = path.is_file()
             raise DataError(
                 f"cannot be opened as an image ({error})" if exists else "no such file",
                 where=path,
@@ -136,7 +138,7 @@ def inspect_scene(scene: Scene, bands: Bands | None) -> SceneFacts:
         GridMismatchError: sizes differ.
     """
     with ExitStack() as stack:
-        stack.enter_context(rasterio.Env(**GDAL_OPTIONS))
+        stack.enter_context(rasterio.Env(**GDAL_OPTIONS, **gdal_store_options()))
         t1, t2, label = (
             stack.enter_context(open_raster(getattr(scene, name))) for name in _MEMBERS
         )
@@ -263,7 +265,7 @@ class SceneReader:
     def __init__(self, scene: Scene, bands: Bands | None, rule: str):
         self._scene, self._rule = scene, rule
         with ExitStack() as stack:
-            stack.enter_context(rasterio.Env(**GDAL_OPTIONS))
+            stack.enter_context(rasterio.Env(**GDAL_OPTIONS, **gdal_store_options()))
             self._t1, self._t2, self._label = (
                 stack.enter_context(open_raster(getattr(scene, name))) for name in _MEMBERS
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsfer.errors import DataError
 from dsfer.files import read_json, write_bytes
+from dsfer.paths import AnyPath, location
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Scene:
     """
 
     id: str
-    t1: Path
-    t2: Path
-    label: Path
+    t1: AnyPath
+    t2: AnyPath
+    label: AnyPath
     split: str | None = None
 
 
@@ -33,7 +34,9 @@ def write_scenes(path: Path, scenes: Sequence[Scene]) -> None:
     """Write the list of scenes as JSON; paths below the file's folder are stored relative to it."""
     folder = path.parent.resolve()
 
-    def stored(file: Path) -> str:
+    def stored(file: AnyPath) -> str:
+        if not isinstance(file, Path):
+            return str(file)
         absolute = file.resolve()
         inside = absolute.is_relative_to(folder)
         return str(absolute.relative_to(folder) if inside else absolute)
@@ -52,13 +55,17 @@ def read_scenes(path: Path) -> list[Scene]:
         DataError: the list is missing, damaged or empty.
     """
     rows = read_json(path)
+
+    def place(stored: str) -> AnyPath:
+        return location(stored) if "://" in stored else path.parent / stored
+
     try:
         scenes = [
             Scene(
                 id=row["id"],
-                t1=path.parent / row["t1"],
-                t2=path.parent / row["t2"],
-                label=path.parent / row["label"],
+                t1=place(row["t1"]),
+                t2=place(row["t2"]),
+                label=place(row["label"]),
                 split=row["split"],
             )
             for row in rows

@@ -10,6 +10,7 @@ from dsfer.data.polygons import rasterise_labels
 from dsfer.data.scenes import Scene, read_scenes, write_scenes
 from dsfer.errors import DataError
 from dsfer.files import atomic_folder
+from dsfer.paths import AnyPath, location, reaching
 from pipeline.archives import unpack
 from pipeline.catalog import Demo, Release
 from pipeline.download import downloads_folder, fetch
@@ -41,8 +42,10 @@ def acquire(data: DataSettings, raw: Path, downloads: Path) -> list[Scene]:
         elif data.release.archives:
             scenes = unpack_release(data.release, folder, downloads)
         else:
-            found = list_scenes(data.release, data.source)
-            _check_watched(found, data.source)
+            source = location(data.source)
+            with reaching(source):
+                found = list_scenes(data.release, source)
+            _check_watched(found, source)
             changed = label_rule(data.label_rule).changed
             scenes = rasterise_labels(found, folder / "labels", changed)
         _check_published_split(data, scenes)
@@ -66,14 +69,14 @@ def unpack_release(release: Release, raw: Path, downloads: Path) -> list[Scene]:
     return list_scenes(release, raw)
 
 
-def list_scenes(release: Release, source: Path) -> list[Scene]:
+def list_scenes(release: Release, source: AnyPath) -> list[Scene]:
     """Find the scenes of a release below `source`."""
     if release.layout is None:
         raise DataError("has no layout to find scenes by", where="pipeline/catalog.yaml")
     return LAYOUTS[release.layout](source)
 
 
-def _check_watched(scenes: list[Scene], source: Path) -> None:
+def _check_watched(scenes: list[Scene], source: AnyPath) -> None:
     """Refuse files whose changes DVC would not notice.
 
     It watches `source`, and follows links to files there but not links to folders.
@@ -81,7 +84,8 @@ def _check_watched(scenes: list[Scene], source: Path) -> None:
     watched = source.resolve()
     for scene in scenes:
         for file in (scene.t1, scene.t2, scene.label):
-            if not file.parent.resolve().is_relative_to(watched):
+            folder = file.parent.resolve()
+            if watched not in (folder, *folder.parents):
                 raise DataError(
                     f"lies outside {source}, so that nobody would notice when it changes",
                     where=file,
