@@ -97,7 +97,8 @@ def test_push_and_pull_carry_everything_to_another_clone(project, tmp_path):
 
 # What a stage imports and need not declare.
 NO_RESULT = {  # messages, files, processes and parameters: none of them makes a number
-    "dsfer/errors.py", "dsfer/files.py", "dsfer/data/workers.py", "dsfer/checkpoint.py",
+    "dsfer/errors.py", "dsfer/files.py", "dsfer/paths.py", "dsfer/data/workers.py",
+    "dsfer/checkpoint.py",
     "dsfer/launcher.py", "dsfer/memory.py",
     "pipeline/frozen.py", "pipeline/params.py", "pipeline/catalog.py", "pipeline/recipes.py",
     "pipeline/download.py", "pipeline/cluster.py", "pipeline/stages/__init__.py",

@@ -250,7 +250,7 @@ def test_own_data_share_an_entry_and_have_folders_of_their_own(tmp_path):
     resolved = settings(tmp_path, dataset="folder/harbour", source="/data/harbour")
     assert resolved.folder == Path("data/folder/harbour")
     assert resolved.data.entry.name == "folder"
-    assert resolved.data.source == Path("/data/harbour")
+    assert resolved.data.source == "/data/harbour"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pipeline.stages.download import acquire
 def settings(entry: DatasetEntry, split: str, source: Path = CATALOG) -> DataSettings:
     return DataSettings(
         entry=entry,
-        source=source,
+        source=str(source),
         label_rule=entry.label_rule,
         bands=None,
         tile_size=64,
