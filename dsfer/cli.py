@@ -1,7 +1,7 @@
 """The `dsfer` command: what the library does without a pipeline around it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -11,6 +11,8 @@ import dsfer
 from dsfer.console import run
 from dsfer.errors import ConfigError
 from dsfer.models import count_parameters
+
+Device = Literal["auto", "cpu", "cuda"]
 
 app = typer.Typer(help="Dsfer-Net change detection.", no_args_is_help=True, add_completion=False)
 
@@ -58,6 +60,97 @@ def import_weights(
     count = count_parameters(network).live
     normalised = "each image by itself" if metadata.per_image else f"mean {metadata.mean}"
     Console().print(f"wrote {out}: {count:,} parameters, input normalised: {normalised}")
+
+
+def _bands(text: str) -> tuple[int, int, int]:
+    """`3,2,1` as numbers of bands."""
+    try:
+        red, green, blue = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"{text!r} names no three bands", where="--bands", mend="give three numbers, as 3,2,1"
+        ) from error
+    return red, green, blue
+
+
+def _scale(text: str) -> tuple[float, float] | Literal["percentiles"]:
+    """`0,3000` as an interval, or `percentiles`."""
+    if text == "percentiles":
+        return "percentiles"
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"{text!r} is no scale", where="--scale", mend="give LOW,HIGH or percentiles"
+        ) from error
+    return low, high
+
+
+@app.command()
+def predict(
+    t1: Annotated[str, typer.Argument(help="Raster of the first date.")],
+    t2: Annotated[str, typer.Argument(help="Raster of the second date.")],
+    weights: Annotated[Path, typer.Option(help="Trained network, a .safetensors file.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    align: Annotated[bool, typer.Option(help="Resample the second raster onto the first.")] = False,
+    bands: Annotated[str | None, typer.Option(help="Bands that are R, G, B, as 3,2,1.")] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="Values that become 0 and 255, as 0,3000; or percentiles.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Pixels by which the grids may differ.")] = 1.0,
+    overlap: Annotated[float, typer.Option(help="Share of a window that neighbours share.")] = 0.5,
+    threshold: Annotated[float, typer.Option(help="Probability above which it changed.")] = 0.5,
+    min_area: Annotated[float, typer.Option(help="Leave out changes below, in m².")] = 0.0,
+    fill_holes: Annotated[float, typer.Option(help="Close holes below, in m².")] = 0.0,
+    simplify: Annotated[float, typer.Option(help="Pixels by which outlines may move.")] = 0.0,
+    geojson: Annotated[bool, typer.Option(help="Write GeoJSON, too.")] = False,
+    label: Annotated[Path | None, typer.Option(help="Raster of what really changed.")] = None,
+    label_rule: Annotated[str, typer.Option(help="How label values are read.")] = "binary255",
+    device: Annotated[Device, typer.Option(help="auto takes a GPU if there is one.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
+    resume: Annotated[bool, typer.Option(help="Go on with a run that was cut off.")] = False,
+) -> None:
+    """Map the changes between two rasters: GeoTIFFs, polygons, a picture, a summary."""
+    from dsfer.detector import load
+    from dsfer.mapping.pair import Reading
+    from dsfer.mapping.predict import MapOptions, predict_raster
+    from dsfer.mapping.scoring import Label
+
+    summary = predict_raster(
+        t1,
+        t2,
+        load(weights, device=device, batch_size=batch_size),
+        out,
+        reading=Reading(
+            _bands(bands) if bands else None, _scale(scale) if scale else None, align, tolerance
+        ),
+        options=MapOptions(overlap, threshold, min_area, fill_holes, simplify, geojson),
+        label=Label(label, label_rule) if label else None,
+        resume=resume,
+    )
+    _print_summary(summary, out, tolerance)
+
+
+def _print_summary(summary: dict[str, Any], out: Path, tolerance: float) -> None:
+    console = Console(highlight=False)
+    grids = (
+        "resampled onto the first"
+        if summary["aligned"]
+        else f"{summary['grid_offset_pixels']:.3g} pixels apart, below {tolerance:g} is tolerated"
+    )
+    pixels = summary["pixels"]
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("grid", summary["grid"])
+    table.add_row("second raster", grids)
+    table.add_row("changes", f"{summary['changes']:,}, {summary['changed_area_m2']:,.0f} m²")
+    table.add_row("pixels", ", ".join(f"{count:,} {name}" for name, count in pixels.items()))
+    for protocol, scores in (summary["scores"] or {}).items():
+        table.add_row(
+            f"scores, {protocol}",
+            ", ".join(f"{name} {scores[name]:.2f}" for name in ("P", "R", "F1", "IoU")),
+        )
+    table.add_row("maps", str(out))
+    console.print(table)
 
 
 def main() -> None:

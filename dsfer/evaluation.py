@@ -184,19 +184,21 @@ def stitch(
     def read(top: int, left: int, size: int) -> np.ndarray:
         return pair[:, top : top + size, left : left + size]
 
-    def predict(windows: np.ndarray) -> np.ndarray:
-        batch = torch.from_numpy(windows).to(inference.device)
-        with torch.inference_mode(), inference.autocast():
-            output: ChangeOutput = model(*inference.inputs(batch))
-        return output.logits.float().softmax(dim=1)[:, 1].cpu().numpy()
-
     model.eval()
     strips = change_probability(
         pair.shape[1:3],
         read,
-        predict,
+        lambda windows: change_batch(model, inference, windows),
         tile_size=tile_size,
         overlap=overlap,
         batch_size=inference.batch_size,
     )
     return np.concatenate([strip for _, strip in strips])
+
+
+def change_batch(model: nn.Module, inference: Inference, windows: np.ndarray) -> np.ndarray:
+    """Change probability (b, h, w) float32 of (b, 2, h, w, 3) uint8, by a network in eval mode."""
+    batch = torch.from_numpy(windows).to(inference.device)
+    with torch.inference_mode(), inference.autocast():
+        output: ChangeOutput = model(*inference.inputs(batch))
+    return output.logits.float().softmax(dim=1)[:, 1].cpu().numpy()

@@ -143,6 +143,7 @@ def inspect_scene(scene: Scene, bands: Bands | None) -> SceneFacts:
             stack.enter_context(open_raster(getattr(scene, name))) for name in _MEMBERS
         )
         for image in (t1, t2):
+            _check_bytes(image)
             choose_bands(image, bands)
         _check_label(label)
         for other in (t2, label):
@@ -162,13 +163,7 @@ def inspect_scene(scene: Scene, bands: Bands | None) -> SceneFacts:
         )
 
 
-def choose_bands(image: DatasetReader, bands: Bands | None) -> Bands:
-    """The 1-based bands of an image that are R, G and B.
-
-    Raises:
-        DataError: samples are not 8 bit, a wanted band is not there, or it is not clear which
-            three of the bands are meant.
-    """
+def _check_bytes(image: DatasetReader) -> None:
     kinds = set(image.dtypes)
     if kinds != {"uint8"}:
         raise DataError(
@@ -176,6 +171,15 @@ def choose_bands(image: DatasetReader, bands: Bands | None) -> Bands:
             where=image.name,
             mend="scale the image to 0..255, for instance with `gdal_translate -ot Byte -scale`",
         )
+
+
+def choose_bands(image: DatasetReader, bands: Bands | None) -> Bands:
+    """The 1-based bands of an image that are R, G and B.
+
+    Raises:
+        DataError: a wanted band is not there, or it is not clear which three of the bands are
+            meant.
+    """
     if bands is not None:
         if missing := [band for band in bands if not 1 <= band <= image.count]:
             raise DataError(
@@ -298,12 +302,12 @@ class SceneReader:
             LabelError: the label holds a value that its rule does not allow.
         """
         window = Window(0, start, self._t1.width, stop - start)
-        t1 = _read(self._t1, self._bands[0], window)
-        t2 = _read(self._t2, self._bands[1], window)
-        raw = _read(self._label, (1,), window)[:, :, 0]
+        t1 = read_bands(self._t1, self._bands[0], window)
+        t2 = read_bands(self._t2, self._bands[1], window)
+        raw = read_bands(self._label, (1,), window)[:, :, 0]
         label = self._decoded(raw)
         for image in (self._t1, self._t2):
-            if (masked := _masked(image, window)) is not None:
+            if (masked := missing_data(image, window)) is not None:
                 label[masked] = IGNORE
         return Strip(start, t1, t2, label, raw)
 
@@ -317,9 +321,27 @@ class SceneReader:
         return label
 
 
-def _read(dataset: DatasetReader, bands: Sequence[int], window: Window) -> Pixels:
-    """Bands of a window, (h, w, bands) uint8."""
-    pixels = np.empty((window.height, window.width, len(bands)), np.uint8)
+def read_bands(
+    dataset: DatasetReader,
+    bands: Sequence[int],
+    window: Window,
+    *,
+    dtype: npt.DTypeLike = np.uint8,
+    shape: tuple[int, int] | None = None,
+) -> npt.NDArray[Any]:
+    """Bands of a window, (h, w, bands).
+
+    Args:
+        dataset: an open raster.
+        bands: 1-based numbers.
+        window: what to read.
+        dtype: of the result; samples are converted, and clipped to what it holds.
+        shape: h and w of the result where it is to be smaller than the window.
+
+    Raises:
+        DataError: the file is damaged there.
+    """
+    pixels = np.empty((*(shape or (window.height, window.width)), len(bands)), dtype)
     try:
         # GDAL writes through the transposed view, pixel by pixel: nothing is copied again.
         dataset.read(list(bands), window=window, out=pixels.transpose(2, 0, 1))
@@ -328,12 +350,18 @@ def _read(dataset: DatasetReader, bands: Sequence[int], window: Window) -> Pixel
     return pixels
 
 
-def _masked(dataset: DatasetReader, window: Window) -> npt.NDArray[np.bool_] | None:
-    """Where an image has no data, (h, w), or None where it has data everywhere."""
+def missing_data(
+    dataset: DatasetReader, window: Window, *, shape: tuple[int, int] | None = None
+) -> npt.NDArray[np.bool_] | None:
+    """Where an image has no data, (h, w), or None where it has data everywhere.
+
+    Raises:
+        DataError: the file is damaged there.
+    """
     if all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums):
         return None
     try:
-        mask: npt.NDArray[np.bool_] = dataset.dataset_mask(window=window) == 0
+        mask: npt.NDArray[np.bool_] = dataset.dataset_mask(window=window, out_shape=shape) == 0
     except RasterioError as error:
         raise _damaged(dataset, window, error) from error
     return mask

@@ -1,0 +1,342 @@
+"""A pair of rasters becomes a folder of maps."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import geopandas as gpd
+import numpy as np
+from tqdm import tqdm
+
+from dsfer.detector import Detector, shared_pixels
+from dsfer.errors import ConfigError, DataError
+from dsfer.files import write_json
+from dsfer.mapping.pair import RasterPair, Reading, RollingRows
+from dsfer.mapping.polygons import (
+    draw_polygons,
+    mean_probability,
+    simplified,
+    trace_polygons,
+    write_polygons,
+)
+from dsfer.mapping.preview import COLOUR, write_preview
+from dsfer.mapping.raw import RawRaster
+from dsfer.mapping.scoring import ERROR_PALETTE, Label, score
+from dsfer.mapping.work import rows_done, save_progress, work_folder
+from dsfer.prediction import ahead, change_probability
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+UNCHANGED, CHANGED, NODATA = 0, 1, 255
+
+BLOCK = 512
+"""Rows that are finished at a time."""
+
+SECONDS_BETWEEN_SAVES = 30.0
+
+PACKAGES = ("dsfer", "torch", "rasterio", "geopandas")
+"""Whose versions a summary states."""
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """What is made of the probabilities.
+
+    Attributes:
+        overlap: share of a window that neighbouring windows have in common, 0 to below 1.
+        threshold: probability above which a pixel is changed.
+        min_area: square metres below which a change is left out.
+        fill_holes: square metres below which a hole in a change is closed.
+        simplify: pixels by which an outline may move to have fewer corners; 0 leaves it as it is.
+        geojson: write the polygons as GeoJSON, too.
+    """
+
+    overlap: float = 0.5
+    threshold: float = 0.5
+    min_area: float = 0.0
+    fill_holes: float = 0.0
+    simplify: float = 0.0
+    geojson: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ConfigError: a threshold or an area that is none.
+        """
+        if not 0 <= self.threshold < 1:
+            raise ConfigError(
+                f"{self.threshold:g} is no probability", where="threshold", mend="give 0 to below 1"
+            )
+        for name in ("min_area", "fill_holes", "simplify"):
+            if not (value := getattr(self, name)) >= 0:
+                raise ConfigError(f"{value:g} is below 0", where=name, mend="give 0 or more")
+
+
+DEFAULTS = MapOptions()
+AS_IT_IS = Reading()
+
+
+def predict_raster(
+    t1: str | Path,
+    t2: str | Path,
+    detector: Detector,
+    out: str | Path,
+    *,
+    reading: Reading = AS_IT_IS,
+    options: MapOptions = DEFAULTS,
+    label: Label | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Map the changes between two rasters of any size.
+
+    Rows stream from the files through the network to the disk; memory does not grow with the
+    height of the rasters.
+
+    Args:
+        t1: first date: a file, or an address that GDAL reads (`s3://`, `https://`, `/vsi…`).
+        t2: second date.
+        detector: the network, from `dsfer.load`.
+        out: folder to make, of `probability.tif` (float32, 0 to 1, NaN where there is no data),
+            `change.tif` (uint8, 0 unchanged, 1 changed, 255 no data), `changes.gpkg`,
+            `preview.png` and `summary.json`; `changes.geojson` and `errors.tif` where asked for.
+            Until all of it is there, the work lies in `.<name>.partial` beside it.
+        reading: how the rasters are read.
+        options: what is made of the probabilities.
+        label: what really changed, to score the map by.
+        resume: go on with a run of the same inputs that was cut off.
+
+    Returns:
+        What `summary.json` holds.
+
+    Raises:
+        ConfigError: an impossible option.
+        DataError: the rasters cannot be read or mapped; `out` is there already or is being made.
+        GridMismatchError: the grids of the two differ.
+        LabelError: the label breaks its rule.
+    """
+    out = Path(out)
+    with RasterPair(str(t1), str(t2), reading) as pair, work_folder(out) as work:
+        overlap = shared_pixels(detector.tile_size, options.overlap)
+        identity: dict[str, Any] = {
+            "t1": _identity(t1),
+            "t2": _identity(t2),
+            "weights": detector.sha256,
+            "overlap": overlap,
+            "bands": reading.bands,
+            "scale": reading.scale,
+            "aligned": pair.aligned,
+        }
+        identity = json.loads(json.dumps(identity))  # as it will be read again
+        done = rows_done(work, identity, resume=resume)
+        maps = _Maps(pair, detector, work, done)
+        maps.predict(overlap, done)
+        maps.finish(options, label)
+        summary = maps.summary(options, identity)
+        maps.discard()
+        write_json(work / "summary.json", summary)
+        work.replace(out)
+    return summary
+
+
+def _identity(path: str | Path) -> list[Any]:
+    """What tells an input from another: its place, and of a file its size and time."""
+    file = Path(path)
+    if not file.is_file():
+        return [str(path)]
+    facts = file.stat()
+    return [str(file.resolve()), facts.st_size, facts.st_mtime_ns]
+
+
+class _Maps:
+    """The maps of one pair while they are made."""
+
+    def __init__(self, pair: RasterPair, detector: Detector, work: Path, done: int):
+        self.pair, self.detector, self.work = pair, detector, work
+        self.probability = RawRaster(
+            work / "probability.vrt", pair.grid, "float32", nodata=float("nan"), keep=done > 0
+        )
+        # Its nodata is noted as rows are read, the rest when all probabilities are there.
+        self.change = RawRaster(
+            work / "change.vrt",
+            pair.grid,
+            "uint8",
+            nodata=NODATA,
+            colours={UNCHANGED: (0, 0, 0), CHANGED: COLOUR},
+            keep=done > 0,
+        )
+        self.polygons = gpd.GeoDataFrame()
+        self.scores: dict[str, Any] | None = None
+        self.seconds = dict.fromkeys(("reading", "network", "writing", "maps"), 0.0)
+
+    def predict(self, overlap: int, done: int) -> None:
+        """Fill in the probabilities from row `done` on."""
+        rows = RollingRows(self.pair, self._note_nodata)
+        read = self._timed("reading", rows.window)
+        network = self._timed("network", self.detector.probabilities)
+        strips = change_probability(
+            (self.pair.grid.rows, self.pair.grid.cols),
+            read,
+            network,
+            tile_size=self.detector.tile_size,
+            overlap=overlap,
+            batch_size=self.detector.inference.batch_size,
+            from_row=done,
+        )
+        write = self._timed("writing", self._write)
+        saved = time.monotonic()
+        with tqdm(total=self.pair.grid.rows, initial=done, desc="predict", unit="row") as bar:
+            for start, strip in ahead(strips):
+                write(start, strip)
+                bar.update(len(strip))
+                if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    self._save(start + len(strip))
+                    saved = time.monotonic()
+        self._save(self.pair.grid.rows)
+        if all((self.change.rows[rows] == NODATA).all() for rows in self._blocks()):
+            raise DataError(
+                "there is no pixel that both rasters have data for",
+                where=self.pair.names,
+                mend="see the nodata values and masks of both",
+            )
+
+    def _note_nodata(self, start: int, valid: np.ndarray) -> None:
+        self.change.rows[start : start + len(valid)] = np.where(valid, UNCHANGED, NODATA)
+
+    def _write(self, start: int, strip: np.ndarray) -> None:
+        stop = start + len(strip)
+        missing = self.change.rows[start:stop] == NODATA
+        self.probability.rows[start:stop] = np.where(missing, np.float32(np.nan), strip)
+
+    def _save(self, rows: int) -> None:
+        self.probability.flush()
+        self.change.flush()
+        save_progress(self.work, rows)
+
+    def _timed(self, part: str, function: Callable[P, R]) -> Callable[P, R]:
+        """The function, with the seconds that it takes added up."""
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            started = time.monotonic()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[part] += time.monotonic() - started
+
+        return call
+
+    def finish(self, options: MapOptions, label: Label | None) -> None:
+        """Make everything that is made of the probabilities."""
+        started = time.monotonic()
+        for rows in self._blocks():
+            probability = self.probability.rows[rows]
+            change = (probability > options.threshold).astype(np.uint8)
+            self.change.rows[rows] = np.where(np.isnan(probability), NODATA, change)
+        self.change.flush()
+        self.polygons = trace_polygons(
+            self.change.path,
+            self.pair.grid,
+            min_area=options.min_area,
+            fill_holes=options.fill_holes,
+        )
+        if options.min_area or options.fill_holes:
+            self._redraw()
+        self._write_rasters(label, options)
+        self._write_polygons(options)
+        changed = self.polygons["area_m2"].sum() / 1e6
+        write_preview(
+            self.work / "preview.png",
+            self.pair,
+            self.work / "change.tif",
+            title=f"{len(self.polygons):,} changes, {changed:,.4g} km²",
+        )
+        self.seconds["maps"] = time.monotonic() - started
+
+    def _blocks(self) -> Iterator[slice]:
+        for start in range(0, self.pair.grid.rows, BLOCK):
+            yield slice(start, min(start + BLOCK, self.pair.grid.rows))
+
+    def _redraw(self) -> None:
+        """Let the class raster show what the polygons do."""
+        for rows in self._blocks():
+            drawn = draw_polygons(self.polygons, self.pair.grid, rows.start, rows.stop)
+            missing = self.change.rows[rows] == NODATA
+            self.change.rows[rows] = np.where(missing, NODATA, drawn)
+        self.change.flush()
+
+    def _write_rasters(self, label: Label | None, options: MapOptions) -> None:
+        self.probability.write_cog(self.work / "probability.tif", average=True)
+        self.change.write_cog(self.work / "change.tif", average=False)
+        if label is not None:
+            errors = RawRaster(
+                self.work / "errors.vrt",
+                self.pair.grid,
+                "uint8",
+                nodata=NODATA,
+                colours=ERROR_PALETTE,
+            )
+            self.scores = score(
+                label, self.pair, self.detector, self.probability.rows, self.change.rows,
+                errors.rows, threshold=options.threshold,
+            )  # fmt: skip
+            errors.write_cog(self.work / "errors.tif", average=False)
+            errors.remove()
+
+    def _write_polygons(self, options: MapOptions) -> None:
+        self.polygons["mean_probability"] = mean_probability(
+            self.polygons, self.work / "probability.tif"
+        )
+        if options.simplify:
+            tolerance = options.simplify * self.pair.grid.transform.a
+            self.polygons = simplified(self.polygons, tolerance)
+        write_polygons(self.polygons, self.work / "changes.gpkg")
+        if options.geojson:
+            write_polygons(self.polygons, self.work / "changes.geojson")
+
+    def summary(self, options: MapOptions, identity: dict[str, Any]) -> dict[str, Any]:
+        """What was done, on what, and what came out."""
+        counts = np.zeros(256, np.int64)
+        for rows in self._blocks():
+            counts += np.bincount(self.change.rows[rows].ravel(), minlength=256)
+        pair, metadata = self.pair, self.detector.metadata
+        return {
+            "t1": str(identity["t1"][0]),
+            "t2": str(identity["t2"][0]),
+            "grid": str(pair.grid),
+            "grid_offset_pixels": pair.offset,
+            "aligned": pair.aligned,
+            "bands": identity["bands"],
+            "scaling": [s and {"low": list(s.low), "high": list(s.high)} for s in pair.scalings],
+            "changes": len(self.polygons),
+            "changed_area_m2": round(float(self.polygons["area_m2"].sum()), 2),
+            "pixels": {
+                "unchanged": int(counts[UNCHANGED]),
+                "changed": int(counts[CHANGED]),
+                "nodata": int(counts[NODATA]),
+            },
+            "scores": self.scores,
+            "options": asdict(options),
+            "tile_size": self.detector.tile_size,
+            "device": str(self.detector.inference.device),
+            "precision": self.detector.inference.precision,
+            "weights": {
+                "sha256": self.detector.sha256,
+                "model": metadata.model,
+                "options": metadata.options,
+                **metadata.about,
+            },
+            "seconds": {part: round(value, 2) for part, value in self.seconds.items()},
+            "versions": {name: version(name) for name in PACKAGES},
+        }
+
+    def discard(self) -> None:
+        """Remove what only the making needed."""
+        for raster in (self.probability, self.change):
+            raster.remove()
+        for name in ("run.json", "progress.json", "lock"):
+            (self.work / name).unlink()

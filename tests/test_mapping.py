@@ -1,0 +1,398 @@
+"""Maps of whole rasters: what comes out, on which grid, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.crs import CRS
+from rasterio.features import rasterize
+from rasterio.transform import Affine, from_origin
+from rio_cogeo import cog_validate
+from torch import nn
+
+from dsfer.detector import Detector
+from dsfer.errors import ConfigError, DataError, DsferError, GridMismatchError
+from dsfer.evaluation import Inference
+from dsfer.mapping.grids import Grid
+from dsfer.mapping.pair import RasterPair, Reading
+from dsfer.mapping.polygons import draw_polygons, trace_polygons
+from dsfer.mapping.predict import MapOptions, predict_raster
+from dsfer.mapping.raw import RawRaster
+from dsfer.mapping.scoring import Label
+from dsfer.models.output import ChangeOutput
+from dsfer.weights import Metadata
+
+UTM = CRS.from_epsg(32633)
+PLACE = from_origin(500_000, 5_000_000, 2, 2)
+
+
+class Difference(nn.Module):
+    """A 'network' that says how much the red bands differ: 0.5 where they do by 50."""
+
+    def forward(self, t1: torch.Tensor, t2: torch.Tensor) -> ChangeOutput:
+        change = (t1[:, 0] - t2[:, 0]).abs() - 1
+        return ChangeOutput(torch.stack((torch.zeros_like(change), 4 * change), dim=1), ())
+
+
+def detector(tile_size: int = 32, batch_size: int = 3) -> Detector:
+    inference = Inference(torch.zeros(3), torch.full((3,), 50.0), batch_size=batch_size)
+    metadata = Metadata("difference", {}, (0.0,) * 3, (50.0,) * 3, {"seed": 0})
+    return Detector(Difference().eval(), inference, tile_size, metadata, "0" * 64)
+
+
+def scenes(rows: int, cols: int, seed: int = 0) -> np.ndarray:
+    """Both dates (2, rows, cols, 3): grey ground, and bright blocks that appear at date 2."""
+    generator = np.random.default_rng(seed)
+    pair = generator.integers(80, 100, (2, rows, cols, 3), dtype=np.uint8)
+    for _ in range(6):
+        top, left = generator.integers(0, rows), generator.integers(0, cols)
+        pair[1, top : top + rows // 5, left : left + cols // 6] = 220
+    return pair
+
+
+def write(
+    path: Path, image: np.ndarray, crs: Any = UTM, transform: Affine = PLACE, **options: Any
+) -> Path:
+    """Write (rows, cols, bands) as GeoTIFF."""
+    rows, cols, bands = image.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", width=cols, height=rows, count=bands,
+        dtype=image.dtype, crs=crs, transform=transform, **options,
+    ) as raster:  # fmt: skip
+        raster.write(image.transpose(2, 0, 1))
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path, np.ndarray]:
+    images = scenes(70, 90)
+    return write(tmp_path / "t1.tif", images[0]), write(tmp_path / "t2.tif", images[1]), images
+
+
+def read(path: Path) -> np.ndarray:
+    with rasterio.open(path) as raster:
+        return raster.read(1)
+
+
+def test_the_folder_holds_maps_polygons_picture_and_summary(pair, tmp_path):
+    t1, t2, images = pair
+    out = tmp_path / "changes"
+    summary = predict_raster(t1, t2, detector(), out, options=MapOptions(geojson=True))
+    names = ["change.tif", "changes.geojson", "changes.gpkg", "preview.png", "probability.tif",
+             "summary.json"]  # fmt: skip
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert not (tmp_path / ".changes.partial").exists()
+    assert json.loads((out / "summary.json").read_text()) == summary
+
+    probability, change = read(out / "probability.tif"), read(out / "change.tif")
+    expected = detector().predict(images[0], images[1])
+    np.testing.assert_allclose(probability, expected, atol=1e-6)
+    np.testing.assert_array_equal(change, expected > 0.5)
+    for name in ("probability.tif", "change.tif"):
+        valid, errors, warnings = cog_validate(out / name)
+        assert (valid, errors, warnings) == (True, [], [])
+        with rasterio.open(out / name) as raster:
+            assert (raster.crs, raster.transform) == (UTM, PLACE)
+
+    polygons = gpd.read_file(out / "changes.gpkg")
+    drawn = rasterize(polygons.geometry, out_shape=change.shape, transform=PLACE)
+    np.testing.assert_array_equal(drawn, change)
+    # The scale of UTM is 0.9996 on its central meridian.
+    plane = polygons.area.sum() / 0.9996**2
+    assert summary["changed_area_m2"] == pytest.approx(plane, rel=1e-4)
+    assert summary["pixels"]["changed"] == change.sum()
+    for outline, mean in zip(polygons.geometry, polygons["mean_probability"], strict=True):
+        inside = rasterize([outline], out_shape=change.shape, transform=PLACE) == 1
+        assert mean == pytest.approx(probability[inside].mean(), abs=1e-5)
+    degrees = gpd.read_file(out / "changes.geojson")
+    assert degrees.crs.to_epsg() == 4326
+    assert len(degrees) == len(polygons)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 14), st.integers(1, 14), st.integers(0, 999), st.floats(0.1, 0.9))
+def test_polygons_drawn_again_are_the_class_raster(tmp_path_factory, rows, cols, seed, share):
+    generator = np.random.default_rng(seed)
+    classes = (generator.random((rows, cols)) < share).astype(np.uint8)
+    classes[generator.random((rows, cols)) < 0.1] = 255
+    grid = Grid(UTM, PLACE, rows, cols)
+    raw = RawRaster(tmp_path_factory.mktemp("raw") / "c.vrt", grid, "uint8", nodata=255)
+    raw.rows[:] = classes
+    raw.flush()
+    polygons = trace_polygons(raw.path, grid, min_area=0, fill_holes=0)
+    middle = rows // 2
+    parts = [draw_polygons(polygons, grid, *part) for part in ((0, middle), (middle, rows))
+             if part[0] < part[1]]  # fmt: skip
+    np.testing.assert_array_equal(np.concatenate(parts), classes == 1)
+    assert polygons["area_m2"].sum() == pytest.approx(
+        4 * (classes == 1).sum() / 0.9996**2, rel=1e-3
+    )
+
+
+def test_small_changes_and_small_holes_go_from_raster_and_polygons_alike(tmp_path):
+    images = np.full((2, 40, 40, 3), 90, np.uint8)
+    images[1, 5:25, 5:25] = 250  # 400 pixels of 4 m²
+    images[1, 10:12, 10:12] = 90  # a hole of 16 m²
+    images[1, 30:32, 30:33] = 250  # 24 m²
+    files = [write(tmp_path / f"{i}.tif", images[i]) for i in range(2)]
+    options = MapOptions(overlap=0, min_area=30, fill_holes=20)
+    summary = predict_raster(*files, detector(), tmp_path / "out", options=options)
+    expected = np.zeros((40, 40), np.uint8)
+    expected[5:25, 5:25] = 1
+    np.testing.assert_array_equal(read(tmp_path / "out/change.tif"), expected)
+    assert summary["changes"] == 1
+    assert summary["changed_area_m2"] == pytest.approx(1600, rel=2e-3)
+
+
+@pytest.mark.parametrize("crs", [4326, 3857, 32633])
+def test_areas_are_square_metres_on_the_ground_in_any_crs(tmp_path, crs):
+    images = np.full((2, 32, 32, 3), 90, np.uint8)
+    images[1, 8:24, 8:24] = 250
+    left, top = rasterio.warp.transform(UTM, CRS.from_epsg(crs), [500_000], [5_000_000])
+    step = 1e-5 if crs == 4326 else 1.0
+    place = from_origin(left[0], top[0], step, step)
+    files = [write(tmp_path / f"{i}.tif", images[i], crs, place) for i in range(2)]
+    summary = predict_raster(*files, detector(), tmp_path / "out")
+    outline = gpd.read_file(tmp_path / "out/changes.gpkg")
+    on_the_plane = outline.to_crs(UTM).area.sum() / 0.9996**2
+    assert summary["changed_area_m2"] == pytest.approx(on_the_plane, rel=1e-3)
+
+
+def test_nodata_of_either_date_stays_nodata(tmp_path):
+    images = scenes(50, 60)
+    images[0, :10] = 0
+    images[1, :, :7] = 0
+    files = [write(tmp_path / f"{i}.tif", images[i], nodata=0) for i in range(2)]
+    summary = predict_raster(*files, detector(), tmp_path / "out")
+    missing = np.zeros((50, 60), bool)
+    missing[:10] = missing[:, :7] = True
+    np.testing.assert_array_equal(np.isnan(read(tmp_path / "out/probability.tif")), missing)
+    np.testing.assert_array_equal(read(tmp_path / "out/change.tif") == 255, missing)
+    assert summary["pixels"]["nodata"] == missing.sum()
+
+
+def test_a_second_raster_on_another_grid_stops_or_is_resampled(tmp_path):
+    images = scenes(60, 60)
+    t1 = write(tmp_path / "t1.tif", images[0])
+    t2 = write(tmp_path / "t2.tif", images[1, 4:, 3:], transform=PLACE @ Affine.translation(3, 4))
+    with pytest.raises(GridMismatchError, match="sizes differ") as refused:
+        predict_raster(t1, t2, detector(), tmp_path / "out")
+    for part in (t1.name, t2.name, "60 x 60", "57 x 56", "--align"):
+        assert part in str(refused.value)
+    with RasterPair(str(t1), str(t2), Reading(align=True)) as aligned:
+        pixels, valid = aligned.read(0, 60)
+    expected = np.zeros((60, 60), bool)
+    expected[4:, 3:] = True
+    np.testing.assert_array_equal(valid, expected)
+    np.testing.assert_array_equal(pixels[1][valid], images[1][expected])
+    elsewhere = write(tmp_path / "far.tif", images[1], transform=from_origin(9e5, 5e6, 2, 2))
+    with pytest.raises(GridMismatchError, match="shows no ground"):
+        predict_raster(t1, elsewhere, detector(), tmp_path / "out", reading=Reading(align=True))
+
+
+def test_another_crs_is_resampled(tmp_path):
+    images = np.full((2, 64, 64, 3), 90, np.uint8)
+    images[1, 20:40, 20:40] = 250
+    t1 = write(tmp_path / "t1.tif", images[0])
+    left, top = rasterio.warp.transform(UTM, CRS.from_epsg(3857), [500_000], [5_000_000])
+    # Web Mercator stretches by 1 / cos(latitude).
+    step = 2 / np.cos(np.radians(45.15))
+    place = from_origin(left[0], top[0], step, step)
+    t2 = write(tmp_path / "t2.tif", images[1], 3857, place)
+    predict_raster(t1, t2, detector(), tmp_path / "out", reading=Reading(align=True))
+    change = read(tmp_path / "out/change.tif") == 1
+    expected = np.zeros((64, 64), bool)
+    expected[20:40, 20:40] = True
+    assert (change & expected).sum() / (change | expected).sum() > 0.85
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32", "float64"])
+def test_other_sample_types_are_stretched_as_declared(tmp_path, dtype):
+    images = scenes(40, 40)
+    files = [
+        write(tmp_path / f"{i}.tif", (images[i].astype(np.float64) * 10 + 100).astype(dtype))
+        for i in range(2)
+    ]
+    with pytest.raises(DataError, match=f"samples are {dtype}, not 8 bit") as refused:
+        predict_raster(*files, detector(), tmp_path / "out")
+    assert "--scale" in str(refused.value)
+    reading = Reading(scale=(100.0, 2650.0))
+    summary = predict_raster(*files, detector(), tmp_path / "out", reading=reading)
+    assert summary["scaling"] == [{"low": [100.0] * 3, "high": [2650.0] * 3}] * 2
+    expected = detector().predict(images[0], images[1])
+    np.testing.assert_allclose(read(tmp_path / "out/probability.tif"), expected, atol=1e-6)
+
+
+def test_percentiles_are_recorded_and_nan_is_nodata(tmp_path):
+    images = scenes(40, 40).astype(np.float32) / 7
+    images[1, 3:6, 3:6, 2] = np.nan
+    files = [write(tmp_path / f"{i}.tif", images[i]) for i in range(2)]
+    reading = Reading(scale="percentiles")
+    summary = predict_raster(*files, detector(), tmp_path / "out", reading=reading)
+    low = np.percentile(images[0].reshape(-1, 3), 2, axis=0)
+    assert summary["scaling"][0]["low"] == pytest.approx(low.tolist())
+    missing = np.isnan(read(tmp_path / "out/probability.tif"))
+    assert missing[3:6, 3:6].all()
+    assert missing.sum() == 9
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 9), st.sampled_from([0.0, 0.3, 0.75]))
+def test_size_and_batches_do_not_matter(tmp_path_factory, rows, cols, batch, overlap):
+    """The difference of two pixels depends on no window, so that any way gives the same map."""
+    folder = tmp_path_factory.mktemp("sizes")
+    images = np.random.default_rng(0).integers(0, 256, (2, rows, cols, 3), dtype=np.uint8)
+    files = [write(folder / f"{i}.tif", images[i]) for i in range(2)]
+    options = MapOptions(overlap=overlap)
+    predict_raster(*files, detector(16, batch), folder / "out", options=options)
+    change = np.abs(images[0, ..., 0] / 50 - images[1, ..., 0] / 50) - 1
+    expected = 1 / (1 + np.exp(-4 * change))
+    np.testing.assert_allclose(read(folder / "out/probability.tif"), expected, atol=1e-5)
+
+
+def cut_off(at_call: int) -> Detector:
+    """A detector that is interrupted at one of its batches."""
+    calls = []
+
+    class Interrupted(Difference):
+        def forward(self, t1: torch.Tensor, t2: torch.Tensor) -> ChangeOutput:
+            calls.append(None)
+            if len(calls) == at_call:
+                raise KeyboardInterrupt
+            return super().forward(t1, t2)
+
+    whole = detector()
+    return Detector(
+        Interrupted().eval(), whole.inference, whole.tile_size, whole.metadata, whole.sha256
+    )
+
+
+def test_a_run_that_was_cut_off_leaves_nothing_finished_and_goes_on(pair, tmp_path, monkeypatch):
+    t1, t2, _ = pair
+    monkeypatch.setattr("dsfer.mapping.predict.SECONDS_BETWEEN_SAVES", 0)
+    predict_raster(t1, t2, detector(), tmp_path / "whole")
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        predict_raster(t1, t2, cut_off(6), out)
+    assert not out.exists()
+    rows = json.loads((tmp_path / ".out.partial/progress.json").read_text())["rows"]
+    assert 0 < rows < 70
+    with pytest.raises(DataError, match="a run was cut off here"):
+        predict_raster(t1, t2, detector(), out)
+    with pytest.raises(ConfigError, match="overlap"):
+        predict_raster(t1, t2, detector(), out, options=MapOptions(overlap=0.25), resume=True)
+    predict_raster(t1, t2, detector(), out, resume=True)
+    for name in ("probability.tif", "change.tif"):
+        np.testing.assert_array_equal(read(out / name), read(tmp_path / "whole" / name))
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        p.name for p in (tmp_path / "whole").iterdir()
+    )
+
+
+def test_two_runs_into_one_folder(pair, tmp_path):
+    t1, t2, _ = pair
+    out = tmp_path / "out"
+
+    class Meanwhile(Difference):
+        def forward(self, first: torch.Tensor, second: torch.Tensor) -> ChangeOutput:
+            with pytest.raises(DataError, match="another process is making these maps"):
+                predict_raster(t1, t2, detector(), out)
+            return super().forward(first, second)
+
+    whole = detector(128)
+    busy = Detector(
+        Meanwhile().eval(), whole.inference, whole.tile_size, whole.metadata, whole.sha256
+    )
+    predict_raster(t1, t2, busy, out)
+    with pytest.raises(DataError, match="is there already"):
+        predict_raster(t1, t2, detector(), out)
+
+
+def test_a_label_scores_the_map_in_both_protocols(tmp_path):
+    images = np.full((2, 50, 40, 3), 90, np.uint8)
+    images[1, 10:20, 10:20] = 250
+    truth = np.zeros((50, 40, 1), np.uint8)
+    truth[10:20, 15:25] = 255
+    files = [write(tmp_path / f"{i}.tif", images[i]) for i in range(2)]
+    label = Label(write(tmp_path / "label.tif", truth))
+    summary = predict_raster(*files, detector(), tmp_path / "out", label=label)
+    for protocol in ("tiles", "stitched", "map"):
+        scores = summary["scores"][protocol]
+        counts = [scores[name] for name in ("tp", "fp", "fn", "tn")]
+        assert counts == [50, 50, 50, 50 * 40 - 150]
+        assert scores["F1"] == pytest.approx(50)
+    errors = read(tmp_path / "out/errors.tif")
+    assert [int((errors == value).sum()) for value in range(4)] == [1850, 50, 50, 50]
+    assert errors[12, 17] == 1  # found
+    assert errors[12, 12] == 2  # false alarm
+    assert errors[12, 22] == 3  # missed
+
+
+def damage(kind: str) -> Callable[[Path, np.ndarray], Path]:
+    """Ways to spoil the second raster."""
+    images: dict[str, Callable[[Path, np.ndarray], Path]] = {
+        "rotated": lambda p, i: write(p, i, transform=PLACE @ Affine.rotation(10)),
+        "no crs": lambda p, i: write(p, i, crs=None),
+        "no transform": lambda p, i: write(p, i, transform=Affine.identity()),
+        "antimeridian": lambda p, i: write(p, i, 4326, from_origin(179.99, 10, 0.001, 0.001)),
+        "one band": lambda p, i: write(p, i[..., :1]),
+        "four bands": lambda p, i: write(
+            p, np.concatenate((i, i[..., :1]), 2), photometric="minisblack"
+        ),
+        "complex": lambda p, i: write(p, i.astype(np.complex64)),
+        "shifted": lambda p, i: write(p, i, transform=PLACE @ Affine.translation(1, 0)),
+        "missing": lambda p, i: p,
+        "no image": lambda p, i: (p.write_bytes(b"no image"), p)[1],
+    }
+    return images[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("rotated", ("rotated or flipped", "gdalwarp")),
+        ("no crs", ("no coordinate reference system", "rio edit-info")),
+        ("no transform", ("no geotransform", "gdal_translate")),
+        ("antimeridian", ("crosses the antimeridian", "cut both rasters")),
+        ("one band", ("has 1 band", "bands")),
+        ("four bands", ("has 4 bands", "bands")),
+        ("complex", ("complex64", "amplitudes")),
+        ("shifted", ("1 pixels apart, 1 are tolerated", "--align")),
+        ("missing", ("no such file", "put the file in place")),
+        ("no image", ("cannot be opened", "replace the damaged file")),
+    ],
+)
+def test_rasters_that_cannot_be_mapped(tmp_path, kind, parts):
+    images = scenes(40, 40)
+    t1 = write(tmp_path / "t1.tif", images[0])
+    t2 = damage(kind)(tmp_path / "t2.tif", images[1])
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DsferError) as refused:
+        predict_raster(t1, t2, detector(), tmp_path / "out")
+    for part in (*parts, "t2.tif"):
+        assert part in str(refused.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_that_is_cut_off_stops_the_run_and_names_the_rows(tmp_path):
+    images = scenes(200, 90)
+    t1, t2 = (write(tmp_path / f"{i}.tif", images[i]) for i in range(2))
+    t2.write_bytes(t2.read_bytes()[:30_000])
+    with pytest.raises(DataError, match=r"1\.tif: damaged between rows"):
+        predict_raster(t1, t2, detector(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rasters_of_nothing_but_nodata_make_an_empty_map(tmp_path):
+    images = np.zeros((2, 40, 40, 3), np.uint8)
+    files = [write(tmp_path / f"{i}.tif", images[i], nodata=0) for i in range(2)]
+    with pytest.raises(DataError, match="no pixel that both rasters have"):
+        predict_raster(*files, detector(), tmp_path / "out")
