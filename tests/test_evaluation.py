@@ -52,7 +52,8 @@ def inference(**options) -> Inference:
 def shards_of(folder: Path, rows: pd.DataFrame) -> TileShards:
     write_shards(
         folder / "tiles", rows, folder / "shards" / "test",
-        split="test", split_hash="0123456789ab", statistics=STATISTICS, spread=Processes(1), tiles_per_shard=4,
+        split="test", split_hash="0123456789ab", statistics=STATISTICS, spread=Processes(1),
+        tiles_per_shard=4,
     )  # fmt: skip
     return TileShards(folder / "shards" / "test")
 

@@ -6,7 +6,6 @@ Legend: h rows, w columns.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +28,7 @@ from dsfer.data.rasters import (
 from dsfer.data.tars import Pixels
 from dsfer.mapping.grids import TOLERANCE, Grid, check_overlap, check_same_grid, grid_of
 from dsfer.mapping.scaling import Scale, Scaling, resolve_scaling
+from dsfer.paths import gdal_store_options, location
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class RasterPair:
 
     def __init__(self, t1: str, t2: str, reading: Reading):
         with ExitStack() as stack:
-            stack.enter_context(rasterio.Env(**GDAL_OPTIONS))
-            first, second = (stack.enter_context(open_raster(Path(path))) for path in (t1, t2))
+            stack.enter_context(rasterio.Env(**GDAL_OPTIONS, **gdal_store_options()))
+            first, second = (stack.enter_context(open_raster(location(path))) for path in (t1, t2))
             self._bands = [choose_bands(image, reading.bands) for image in (first, second)]
             self.scalings: list[Scaling | None] = [
                 resolve_scaling(image, bands, reading.scale)
