@@ -5,48 +5,44 @@ Its F1 stands beside the network's, to show how far one gets without learning wh
 
 from collections.abc import Iterable
 
-import numpy as np
-import pandas as pd
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from dsfer.data.tars import Pixels
-from dsfer.metrics import COUNTS, confusion_counts
+from dsfer.data.batches import Batch
+from dsfer.data.manifest import IGNORE
+from dsfer.metrics import confusion_counts
 
 BINS = 4096
 
-Tile = tuple[Pixels, Pixels]
-"""Pair of shape (2, h, w, 3) and label of shape (h, w): 0, 1, or 255 to ignore."""
 
-
-def difference(pair: Pixels) -> NDArray[np.float32]:
+def difference(pairs: Tensor) -> Tensor:
     """Euclidean distance of the two dates' colours, per pixel.
 
     Each band of each date is first brought to zero mean and unit deviation over the tile, which
     takes away differences of exposure and colour cast. A band without contrast counts as zero.
 
     Args:
-        pair: (2, h, w, 3), both dates.
+        pairs: (b, 2, h, w, 3) uint8, both dates.
 
     Returns:
-        Distances of shape (h, w), 0 or more.
+        Distances (b, h, w) float32, 0 or more.
     """
-    colours = pair.astype(np.float32)
-    colours -= colours.mean(axis=(1, 2), keepdims=True)
-    deviation = colours.std(axis=(1, 2), keepdims=True)
-    colours /= np.where(deviation > 0, deviation, 1)
-    change: NDArray[np.float32] = np.linalg.norm(colours[1] - colours[0], axis=-1)
-    return change
+    # Sums over pixels are fast where the pixels of a band lie side by side.
+    colours = pairs.permute(0, 1, 4, 2, 3).contiguous().float()  # b 2 3 h w
+    colours -= colours.mean(dim=(3, 4), keepdim=True)
+    deviation = colours.square().mean(dim=(3, 4), keepdim=True).sqrt()
+    colours /= torch.where(deviation > 0, deviation, 1)
+    return (colours[:, 1] - colours[:, 0]).square_().sum(dim=1).sqrt_()
 
 
-def fit_threshold(tiles: Iterable[Tile], *, largest: float = 16.0) -> float:
+def fit_threshold(batches: Iterable[Batch], *, largest: float = 16.0) -> float:
     """The threshold with the highest F1 of the change class over all tiles together.
 
     One pass gathers a histogram of distances per class; its tail sums are TP and FP of every
     threshold at once, and F1 = 2 TP / (2 TP + FP + FN).
 
     Args:
-        tiles: training tiles.
+        batches: training tiles: pairs (b, 2, h, w, 3) uint8 and labels (b, h, w) uint8.
         largest: the candidates are `largest` * k / 4096, k = 0..4095; distances beyond count as
             above all of them.
 
@@ -54,31 +50,30 @@ def fit_threshold(tiles: Iterable[Tile], *, largest: float = 16.0) -> float:
         The threshold: pixels at or above it are taken for changed. Of equals the lowest; 0 where
         no pixel is changed.
     """
-    seen = np.zeros((2, BINS), np.int64)
-    for pair, label in tiles:
-        number = np.minimum(difference(pair) * np.float32(BINS / largest), BINS - 1).astype(np.intp)
-        for value in (0, 1):
-            seen[value] += np.bincount(number[label == value], minlength=BINS)
-    above = seen[:, ::-1].cumsum(axis=1)[:, ::-1]
-    fp, tp = above
+    seen = torch.zeros(3, BINS, dtype=torch.int64)  # unchanged, changed, ignored
+    for pairs, labels in batches:
+        number = (difference(pairs) * (BINS / largest)).clamp_(max=BINS - 1).to(torch.int32)
+        number += BINS * torch.where(labels == IGNORE, 2, labels).to(torch.int32)
+        found = torch.bincount(number.flatten(), minlength=3 * BINS).view(3, BINS)
+        seen = seen.to(found.device) + found
+    fp, tp = seen[:2].flip(1).cumsum(1).flip(1)
     fn = seen[1].sum() - tp
-    f1 = 2 * tp / np.maximum(2 * tp + fp + fn, 1)
-    return float(largest * int(f1.argmax()) / BINS)
+    f1 = 2 * tp / (2 * tp + fp + fn).clamp(min=1)
+    return largest * int(f1.argmax()) / BINS
 
 
-def counts(tiles: Iterable[Tile], threshold: float) -> pd.DataFrame:
-    """Confusion counts per tile when distances of at least `threshold` are taken for changed.
+def count_tiles(batches: Iterable[Batch], threshold: float) -> Tensor:
+    """Confusion counts of every tile when distances of at least `threshold` are taken for changed.
 
     Args:
-        tiles: pairs and labels.
+        batches: pairs (b, 2, h, w, 3) uint8 and labels (b, h, w) uint8.
         threshold: from `fit_threshold`.
 
     Returns:
-        One row per tile, in order; columns tp, fp, fn, tn (int64), ignored pixels left out.
+        (n, 4) int64, tp fp fn tn in the order of the tiles, ignored pixels left out.
     """
-    rows = []
-    for pair, label in tiles:
-        found = difference(pair) >= threshold
-        rows.append(confusion_counts(torch.from_numpy(found)[None], torch.from_numpy(label)[None]))
-    stacked = torch.cat(rows) if rows else torch.empty((0, len(COUNTS)), dtype=torch.int64)
-    return pd.DataFrame(stacked.numpy(), columns=COUNTS)
+    none = torch.empty((0, 4), dtype=torch.int64)
+    counts = [
+        confusion_counts(difference(pairs) >= threshold, labels).cpu() for pairs, labels in batches
+    ]
+    return torch.cat([none, *counts])

@@ -78,7 +78,7 @@ class Params(Frozen):
     processes: int = Field(ge=1)
     compile: bool | None
     in_memory: bool | None
-    workers: int = Field(ge=0)
+    workers: int = Field(ge=1)
     cluster: Workers | Scheduler | None
     overlap: float = Field(ge=0, lt=1)
 

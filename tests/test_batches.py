@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsfer.data.batches import BatchSource, sample_order
+from dsfer.errors import ShardError
 from tests.tiles import MemoryTiles
 
 
@@ -54,3 +55,43 @@ def test_a_run_continues_in_the_middle_of_an_order():
     whole = list(source.batches(order, 4))
     rest = list(source.batches(order[3 * 4 :], 4))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[3:], rest, strict=True))
+
+
+class CountedTiles(MemoryTiles):
+    """Notes which tiles were read, and has one that cannot be."""
+
+    def __init__(self, count, damaged=None):
+        super().__init__(count, 16, "train")
+        self.read, self.damaged = [], damaged
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        if index == self.damaged:
+            raise ShardError("damaged", where="shard-000000.tar", mend="run the shard stage again")
+        return super().__getitem__(index)
+
+
+def test_streaming_reads_no_further_ahead_than_its_workers():
+    tiles = CountedTiles(20)
+    source = BatchSource(tiles, torch.device("cpu"), in_memory=False, workers=2)
+    batches = source.batches(np.arange(20), 2)
+    next(batches)
+    batches.close()
+    assert len(tiles.read) <= 6
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_tile_that_cannot_be_read_is_named_by_the_error(in_memory):
+    tiles = CountedTiles(10, damaged=5)
+    with pytest.raises(ShardError, match="shard-000000"):
+        source = BatchSource(tiles, torch.device("cpu"), in_memory=in_memory)
+        list(source.all(2))
+
+
+def test_tiles_are_read_once_into_memory():
+    tiles = CountedTiles(150)
+    source = BatchSource(tiles, torch.device("cpu"), in_memory=True)
+    for _ in range(2):
+        pairs = torch.cat([pairs for pairs, _ in source.all(4)])
+    np.testing.assert_array_equal(pairs.numpy(), tiles.pairs)
+    assert sorted(tiles.read) == list(range(150))

@@ -95,7 +95,7 @@ WRONG = {
     "device": ["gpu", 0, None],
     "compile": ["no", 1],
     "in_memory": ["no", 0],
-    "workers": [-1, 1.5, None, True],
+    "workers": [0, 1.5, None, True],
     "cluster": [0, -1, 1.5, True, "2", "", "tcp://host", "http://host:8786", "host:8786"],
     "processes": [0, -1, 1.5, None, True, "two"],
     "overlap": [1, -0.1, float("nan"), float("inf"), None, True, "0.5"],
@@ -138,7 +138,7 @@ RIGHT = {
     "device": ["auto", "cpu", "cuda"],
     "compile": [True, False],
     "overlap": [0, 0.25],
-    "workers": [0, 8],
+    "workers": [1, 8],
     "processes": [1, 8],
 }
 

@@ -8,13 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import dsfer
 from dsfer.checkpoint import load_checkpoint, save_checkpoint
-from dsfer.data.batches import BatchSource
 from dsfer.errors import CheckpointError, LeakageError, TrainingError
 from dsfer.evaluation import Inference
 from dsfer.losses import ChangeLoss
@@ -269,12 +267,8 @@ def test_splits_that_do_not_belong_together_are_refused(tmp_path):
         )
 
 
-def test_streamed_batches_continue_like_those_in_memory(tmp_path):
-    """The loader must not draw from the generator that a restored run computes with."""
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    source = BatchSource(
-        MemoryTiles(4, 16, "train"), torch.device("cpu"), in_memory=False, workers=0
+def test_streamed_batches_train_like_those_in_memory(tmp_path):
+    in_memory, streamed = (
+        trainer(tmp_path / str(choice), in_memory=choice).fit() for choice in (True, False)
     )
-    assert len(list(source.batches(np.arange(4), 2))) == 2
-    assert torch.equal(torch.get_rng_state(), before)
+    assert identical(in_memory.states, streamed.states)

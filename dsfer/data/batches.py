@@ -1,14 +1,15 @@
 """Batches of tiles on the device: in which order, and from memory or streamed from shards."""
 
 import logging
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, Protocol
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +18,9 @@ Batch = tuple[Tensor, Tensor]
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that decoded tiles may take before they are streamed instead."""
+
+DECODED_AT_ONCE = 64
+"""Tiles that a thread reads at a time when all of a split go into memory."""
 
 
 class Tiles(Protocol):
@@ -57,13 +61,13 @@ def sample_order(count: int, samples: int, *, seed: int, sampling: Sampling) -> 
 
 
 class BatchSource:
-    """Serves batches of a split, from memory if the split fits, else streamed by workers.
+    """Serves batches of a split, from the device's memory if the split fits there, else streamed.
 
     Args:
         tiles: the split.
         device: where batches are wanted.
         in_memory: force one or the other; None decides by the free memory.
-        workers: processes that read ahead when streaming.
+        workers: threads that read ahead, at least 1.
     """
 
     def __init__(
@@ -71,15 +75,14 @@ class BatchSource:
     ):
         self.tiles, self.device, self.workers = tiles, device, workers
         needed = len(tiles) * tiles.tile_size**2 * 7  # two RGB images and a label
-        home = _home(needed, device)
-        if in_memory is not None:
-            home = (home or torch.device("cpu")) if in_memory else None
-        self._memory = _decode(tiles, home) if home is not None else None
+        if in_memory is None:
+            in_memory = needed < MEMORY_SHARE * _free_memory(device)
+        self._memory = self._decode() if in_memory else None
         log.info(
             "%d tiles (%.2f GB) %s",
             len(tiles),
             needed / 1e9,
-            f"in memory on {home}" if home is not None else f"streamed by {workers} workers",
+            f"in memory on {device}" if in_memory else f"streamed by {workers} workers",
         )
 
     def batches(self, order: np.ndarray, batch_size: int) -> Iterator[Batch]:
@@ -88,49 +91,62 @@ class BatchSource:
         Yields:
             pairs (b, 2, h, w, 3) uint8 and labels (b, h, w) uint8 on the device.
         """
-        if not len(order):  # a run that is continued at its end
-            return
         if self._memory is None:
             yield from self._stream(order, batch_size)
             return
         pairs, labels = self._memory
-        indices = torch.from_numpy(order).to(pairs.device)
-        for chosen in torch.split(indices, batch_size):
-            yield (
-                pairs[chosen].to(self.device, non_blocking=True),
-                labels[chosen].to(self.device, non_blocking=True),
-            )
+        # A run's order goes to the device once: nothing there waits for the host in a step.
+        indices = torch.from_numpy(order).to(self.device)
+        for chosen in torch.split(indices, batch_size) if len(order) else ():
+            yield pairs[chosen], labels[chosen]
+
+    def all(self, batch_size: int) -> Iterator[Batch]:
+        """Yield batches of all tiles in their order."""
+        return self.batches(np.arange(len(self.tiles)), batch_size)
 
     def _stream(self, order: np.ndarray, batch_size: int) -> Iterator[Batch]:
-        cuts = range(0, len(order), batch_size)
-        loader: DataLoader[Batch] = DataLoader(
-            self.tiles,  # type: ignore[arg-type]
-            batch_sampler=[order[cut : cut + batch_size].tolist() for cut in cuts],
-            num_workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else it draws from the one that dropout continues with
-        )
-        for pairs, labels in loader:
-            yield (
-                pairs.to(self.device, non_blocking=True),
-                labels.to(self.device, non_blocking=True),
-            )
+        """Batches that threads read ahead: waiting for a disk and copying both leave Python alone.
+
+        Processes would copy every batch once more, between them and this one.
+        """
+        with ThreadPoolExecutor(self.workers) as pool:
+            ahead: deque[Future[Batch]] = deque()
+            for start in range(0, len(order), batch_size):
+                ahead.append(pool.submit(self._read, order[start : start + batch_size]))
+                if len(ahead) > self.workers:
+                    yield self._to_device(ahead.popleft().result())
+            while ahead:
+                yield self._to_device(ahead.popleft().result())
+
+    def _read(self, chosen: np.ndarray) -> Batch:
+        """Tiles in main memory, from where a GPU fetches them by itself."""
+        pinned, size = self.device.type == "cuda", self.tiles.tile_size
+        shapes = (len(chosen), 2, size, size, 3), (len(chosen), size, size)
+        batch = tuple(torch.empty(s, dtype=torch.uint8, pin_memory=pinned) for s in shapes)
+        pairs, labels = (part.numpy() for part in batch)
+        for i, tile in enumerate(chosen.tolist()):
+            pairs[i], labels[i] = self.tiles[tile]
+        return batch[0], batch[1]
+
+    def _to_device(self, batch: Batch) -> Batch:
+        pairs, labels = (part.to(self.device, non_blocking=True) for part in batch)
+        return pairs, labels
+
+    def _decode(self) -> Batch:
+        """All tiles on the device."""
+        count, size = len(self.tiles), self.tiles.tile_size
+        pairs = torch.empty((count, 2, size, size, 3), dtype=torch.uint8, device=self.device)
+        labels = torch.empty((count, size, size), dtype=torch.uint8, device=self.device)
+        start = 0
+        for some_pairs, some_labels in self._stream(np.arange(count), DECODED_AT_ONCE):
+            stop = start + len(some_labels)
+            pairs[start:stop], labels[start:stop] = some_pairs, some_labels
+            start = stop
+        return pairs, labels
 
 
-def _home(needed: int, device: torch.device) -> torch.device | None:
-    """The device if the tiles fit there, else main memory if they fit there, else None."""
-    if device.type == "cuda" and needed < MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return device
-    return (
-        torch.device("cpu") if needed < MEMORY_SHARE * psutil.virtual_memory().available else None
-    )
-
-
-def _decode(tiles: Tiles, device: torch.device) -> Batch:
-    size = tiles.tile_size
-    pairs = torch.empty((len(tiles), 2, size, size, 3), dtype=torch.uint8)
-    labels = torch.empty((len(tiles), size, size), dtype=torch.uint8)
-    for i in range(len(tiles)):
-        pair, label = tiles[i]
-        pairs[i], labels[i] = torch.from_numpy(pair), torch.from_numpy(label)
-    return pairs.to(device), labels.to(device)
+def _free_memory(device: torch.device) -> int:
+    """Free bytes where a device computes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)

@@ -11,8 +11,7 @@ from PIL import Image
 from torch import nn
 
 import dsfer
-from dsfer.baseline import counts as baseline_counts
-from dsfer.baseline import fit_threshold
+from dsfer import baseline
 from dsfer.data.batches import BatchSource
 from dsfer.data.shards import TileShards
 from dsfer.errors import LeakageError
@@ -27,6 +26,7 @@ from dsfer.metrics import (
     metric_columns,
     predicted_change,
     scene_table,
+    total_counts,
 )
 from dsfer.weights import Metadata, read_metadata
 from pipeline.model import build_inference, choose_device, describe_device
@@ -54,10 +54,14 @@ def main() -> None:
         settings, torch.tensor(metadata.mean), torch.tensor(metadata.std), device
     )
     with atomic_folder(settings.model_folder / "evaluation") as out:
-        tiles, rate = tile_counts(model, test, inference, settings)
+        train_source, test_source = (
+            BatchSource(split, device, in_memory=False, workers=settings.params.workers)
+            for split in (train, test)  # each tile is read once or twice
+        )
+        tiles, rate = tile_counts(model, test, test_source, inference)
         stitched = stitched_counts(model, test, inference, settings, out)
-        threshold = fit_threshold(train[i] for i in range(len(train)))
-        baseline = baseline_counts((test[i] for i in range(len(test))), threshold)
+        threshold = baseline.fit_threshold(train_source.all(inference.batch_size))
+        differences = baseline.count_tiles(test_source.all(inference.batch_size), threshold)
         write_galleries(model, test, inference, tiles, out)
         write_table(tiles.assign(F1=metric_columns(tiles)["F1"]), out / "tiles.csv")
         write_table(scene_table(tiles), out / "scenes.csv")
@@ -83,7 +87,8 @@ def main() -> None:
                 "tiles": summary(tiles, seed),
                 "stitched": summary(stitched, seed) if whole else None,
                 "stitched_note": "" if whole else in_parts,
-                "baseline": finite(change_metrics(baseline)) | {"threshold": threshold},
+                "baseline": finite(change_metrics(total_counts(differences)))
+                | {"threshold": threshold},
             },
         )
 
@@ -104,11 +109,9 @@ def require_same_split(metadata: Metadata, test: TileShards, weights: Path) -> N
 
 
 def tile_counts(
-    model: nn.Module, test: TileShards, inference: Inference, settings: Settings
+    model: nn.Module, test: TileShards, source: BatchSource, inference: Inference
 ) -> tuple[pd.DataFrame, float]:
     """Counts of every test tile, and pairs per second."""
-    params = settings.params
-    source = BatchSource(test, inference.device, in_memory=params.in_memory, workers=params.workers)
     counts, rate = count_tiles(model, source, inference)
     return counts_table(test.ids, test.manifest["scene"].tolist(), counts), rate
 
