@@ -229,7 +229,7 @@ def to_map(tokens: Tensor, sides: Sides) -> Tensor:
 def _initialise(module: nn.Module) -> None:
     """Linear layers from a normal of sd 0.02, convolutions by what goes out of each group."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):
