@@ -116,7 +116,7 @@ def _maps_by_stride(network: nn.Module, name: str) -> dict[int, tuple[str, int]]
         names = [node for node in names[1:] if node in in_training]  # the first is the input
         everything: fx.GraphModule = create_feature_extractor(network, names).eval()
         with torch.no_grad():
-            found = everything(torch.zeros(1, 3, PROBE, PROBE))
+            found = fx.Interpreter(everything).run(torch.zeros(1, 3, PROBE, PROBE))
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(
             f"torchvision's {name} does not take images of any size ({first_line(error)})",
