@@ -29,11 +29,15 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 MODELS = {
+    "bit": "dsfer.models.bit.BiT",
+    "changeformer": "dsfer.models.changeformer.ChangeFormer",
     "dsamnet": "dsfer.models.dsamnet.DSAMNet",
     "dsfer-net": "dsfer.models.dsfer_net.DsferNet",
     "fc-ef-res": "dsfer.models.fc_ef_res.FCEFRes",
     "fc-siam-conc": "dsfer.models.fc_siam_conc.FCSiamConc",
+    "frnet": "dsfer.models.frnet.FrNet",
     "stanet": "dsfer.models.stanet.STANet",
+    "vct": "dsfer.models.vct.VcT",
 }
 """Where each network's class is. It is imported when it is built: torch takes seconds to load, and
 preparing imagery needs none of it."""

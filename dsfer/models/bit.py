@@ -22,8 +22,8 @@ from dsfer.models.batch_norm import BatchNorm2d
 from dsfer.models.initialisation import redraw
 from dsfer.models.output import ChangeOutput
 from dsfer.models.resnet import Layer, ResNet18Encoder
+from dsfer.models.shapes import check_divisible
 from dsfer.models.siamese import encode_pair
-from dsfer.models.sizes import check_divisible
 from dsfer.models.token_transformer import (
     EncoderLayer,
     PixelDecoder,
@@ -46,6 +46,7 @@ class BiT(nn.Module):
     Args:
         decoder_head_width: width of each of the decoder's eight heads: 8 (the released
             `dd8_dedim8`, which Table II counts) or 64 (the released `dd8`).
+        width: factor on the channels of the encoder.
         released_init: draw all weights as the released training code does, see
             `dsfer.models.initialisation`.
     """
@@ -54,10 +55,12 @@ class BiT(nn.Module):
     """Layer 4 (8,393,728) and classifier (513,000) of ResNet-18, which the released network holds
     and never uses: Table II counts them."""
 
-    def __init__(self, *, decoder_head_width: int = 8, released_init: bool = False):
+    def __init__(
+        self, *, decoder_head_width: int = 8, width: float = 1.0, released_init: bool = False
+    ):
         super().__init__()
-        self.encoder = ResNet18Encoder(BACKBONE)
-        self.reduce = nn.Conv2d(BACKBONE[-1].channels, WIDTH, kernel_size=3, padding=1)
+        self.encoder = ResNet18Encoder(BACKBONE, width=width)
+        self.reduce = nn.Conv2d(self.encoder.channels[-1], WIDTH, kernel_size=3, padding=1)
         self.tokenizer = nn.Conv2d(WIDTH, TOKENS, kernel_size=1, bias=False)
         self.positions = nn.Parameter(torch.randn(1, 2 * TOKENS, WIDTH))
         self.token_encoder = EncoderLayer(WIDTH, HEAD_WIDTH)
@@ -79,7 +82,7 @@ class BiT(nn.Module):
         Raises:
             TileSizeError: h or w is not divisible by 8.
         """
-        check_divisible("bit", *t1.shape[-2:], by=self.encoder.strides[-1])
+        check_divisible("bit", *t1.shape[-2:], divisor=self.encoder.strides[-1])
         deepest = encode_pair(self.encoder, t1, t2, apart=self.training)[-1]  # 2b 256 h/8 w/8
         features = self.reduce(F.interpolate(deepest, scale_factor=2.0))  # 2b c h/4 w/4
         tokens = dates_side_by_side(self.tokens_of(features)) + self.positions  # b 8 c

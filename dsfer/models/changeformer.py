@@ -16,7 +16,7 @@ from dsfer.models.batch_norm import BatchNorm2d
 from dsfer.models.initialisation import redraw
 from dsfer.models.output import ChangeOutput
 from dsfer.models.pyramid_transformer import PyramidTransformer, Stage
-from dsfer.models.sizes import check_divisible
+from dsfer.models.shapes import check_divisible
 
 Version = Literal["v6", "v5"]
 
@@ -125,7 +125,7 @@ class ChangeFormer(nn.Module):
             TileSizeError: h or w is not divisible by 32.
         """
         sides = t1.shape[-2:]
-        check_divisible("changeformer", *sides, by=self.encoder.strides[-1])
+        check_divisible("changeformer", *sides, divisor=self.encoder.strides[-1])
         maps = self.encoder(torch.cat((t1, t2)))  # both dates in one pass: 2b c_i h_i w_i
         differences: list[Tensor] = []  # deep to shallow
         for level in reversed(range(len(maps))):

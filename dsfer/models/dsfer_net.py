@@ -1,47 +1,55 @@
 """Dsfer-Net: deep supervision and feature retrieval for bitemporal change detection.
 
-The network whose 34,085,990 parameters Table II counts. Shapes: b batch, h w image sides, c_i
-channels of level i (1 shallow ... 5 deep), at 1/2^(i-1) of the image.
+The network whose 34,085,990 parameters Table II counts, and with other encoders those of Table IV.
+Shapes: b batch, h w image sides, c_i channels of level i (1 shallow ... 5 deep), s_i its stride:
+1, 2, 4, 8, 16 for VGG-16; 2, 4, 8, 16, 32 for encoders that begin by halving the image.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dsfer.errors import ConfigError
+from dsfer.models.encoders import build_encoder
 from dsfer.models.fusion import FusionBlock
 from dsfer.models.hopfield import FeatureRetrieval, Norm
 from dsfer.models.output import ChangeOutput
 from dsfer.models.shapes import check_divisible
+from dsfer.models.siamese import encode_pair, has_batch_norm
 from dsfer.models.variants import VARIANTS, Variant
-from dsfer.models.vgg import VGG16Encoder
 
 RETRIEVAL_LEVELS = (4, 5)
 
 
 class DsferNet(nn.Module):
-    """Siamese VGG-16, retrieval at levels 4 and 5, comprehensive fusion decoder (Figs. 3 to 5).
+    """Siamese encoder, retrieval at levels 4 and 5, comprehensive fusion decoder (Figs. 3 to 5).
 
     Args:
-        image_size: side of the square images that the `volume` norm is built for; divisible by 16.
-        width: factor on every channel count (1 is the paper's network).
-        hopfield_dim: dimension in which state and stored patterns are compared.
+        image_size: side of the square images that the `volume` norm is built for; divisible by the
+            encoder's last stride.
+        encoder: row of Table IV, `vgg16`, `resnet18` or `transformer`; or the name of a torchvision
+            network that gives five scales.
+        width: factor on every channel count (1 is the paper's network); the encoders of Table IV
+            only.
+        hopfield_dim: dimension in which state and stored patterns are compared; None takes the
+            channels of level 4, 512 at most. For VGG-16 and the Transformer that is 512, for
+            ResNet-18 256, as Table IV counts.
         hopfield_beta: inverse temperature of the retrieval; None takes hopfield_dim ** -0.5.
         norm: `volume` as released (ties the network to image_size) or `channel` (any size
-            divisible by 16).
+            divisible by the encoder's last stride).
         variant: row of Table III.
 
     Raises:
-        ConfigError: an unknown variant or norm.
-        TileSizeError: image_size is not divisible by 16.
+        ConfigError: an unknown encoder, variant or norm, or an encoder without five scales.
+        TileSizeError: image_size is not divisible by the encoder's last stride.
     """
 
     def __init__(
         self,
         *,
         image_size: int = 256,
+        encoder: str = "vgg16",
         width: float = 1.0,
-        hopfield_dim: int = 512,
+        hopfield_dim: int | None = None,
         hopfield_beta: float | None = None,
         norm: Norm = "volume",
         variant: Variant = "base+cf+dsfr",
@@ -49,21 +57,23 @@ class DsferNet(nn.Module):
         super().__init__()
         _check_choice("variant", variant, VARIANTS)
         _check_choice("norm", norm, ("volume", "channel"))
-        check_divisible("dsfer-net", image_size, image_size, divisor=16)
-        self.encoder = VGG16Encoder(width)
-        channels = self.encoder.channels
+        self.encoder = build_encoder(encoder, width=width)
+        channels, strides = self.encoder.channels, self.encoder.strides
+        check_divisible("dsfer-net", image_size, image_size, divisor=strides[-1])
+        if hopfield_dim is None:
+            hopfield_dim = min(512, channels[3])
         self.retrieval = nn.ModuleDict()
         if variant.endswith("dsfr"):
             for level in RETRIEVAL_LEVELS:
                 self.retrieval[str(level)] = FeatureRetrieval(
                     channels[level - 1],
-                    image_size // self.encoder.strides[level - 1],
+                    image_size // strides[level - 1],
                     hopfield_dim=hopfield_dim,
                     beta=hopfield_beta,
                     norm=norm,
                 )
-        # The fused map of a level has the channels of the level above; the finest half of its own.
-        outputs = (channels[0] // 2, *channels[:3], channels[4])
+        # Channels of the fused maps, shallow to deep, as Table IV counts for all three encoders.
+        outputs = (channels[0] // 2, channels[0], channels[1], channels[4] // 2, channels[4])
         self.fusion = nn.ModuleDict()
         for level in (5, 4, 3, 2, 1):
             self.fusion[str(level)] = FusionBlock(
@@ -74,6 +84,7 @@ class DsferNet(nn.Module):
                 masked=str(level) in self.retrieval,
             )
         self.classifier = nn.Conv2d(outputs[0], 2, kernel_size=1)
+        self._dates_apart = has_batch_norm(self.encoder)
 
     def forward(self, t1: Tensor, t2: Tensor) -> ChangeOutput:
         """Detect changes between two dates.
@@ -83,14 +94,16 @@ class DsferNet(nn.Module):
             t2: the same of the second date.
 
         Returns:
-            logits (b, 2, h, w) and, with retrieval, the deep maps (b, 2, h/8, w/8) and
-            (b, 2, h/16, w/16).
+            logits (b, 2, h, w) and, with retrieval, the deep maps (b, 2, h/s_4, w/s_4) and
+            (b, 2, h/s_5, w/s_5).
 
         Raises:
-            TileSizeError: h or w is not divisible by 16, or not what the norm was built for.
+            TileSizeError: h or w is not divisible by s_5, or not what the norm was built for.
         """
-        check_divisible("dsfer-net", *t1.shape[-2:], divisor=16)
-        features = self.encoder(torch.cat((t1, t2)))  # both dates in one pass: 2b c_i h_i w_i
+        finest, *_, coarsest = self.encoder.strides
+        check_divisible("dsfer-net", *t1.shape[-2:], divisor=coarsest)
+        apart = self.training and self._dates_apart
+        features = encode_pair(self.encoder, t1, t2, apart=apart)  # 2b c_i h/s_i w/s_i
         deep: list[Tensor] = []
         fused: Tensor | None = None
         for level in (5, 4, 3, 2, 1):
@@ -101,7 +114,10 @@ class DsferNet(nn.Module):
             if fused is not None:
                 fused = F.interpolate(fused, scale_factor=2, mode="bilinear", align_corners=True)
             fused = self.fusion[str(level)](features[level - 1], mask, fused)
-        return ChangeOutput(self.classifier(fused), tuple(deep))
+        logits = self.classifier(fused)  # b 2 h/s_1 w/s_1
+        if finest > 1:  # a 1x1 convolution and bilinear weights exchange: 2 channels to enlarge
+            logits = F.interpolate(logits, scale_factor=finest, mode="bilinear", align_corners=True)
+        return ChangeOutput(logits, tuple(deep))
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

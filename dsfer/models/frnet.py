@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dsfer.models.batch_norm import BatchNorm2d
 from dsfer.models.output import ChangeOutput
-from dsfer.models.sizes import check_divisible
+from dsfer.models.shapes import check_divisible
 from dsfer.models.vgg import VGG16Encoder
 
 
@@ -58,7 +58,7 @@ class FrNet(nn.Module):
         Raises:
             TileSizeError: h or w is not divisible by 16.
         """
-        check_divisible("frnet", *t1.shape[-2:], by=self.encoder.strides[-1])
+        check_divisible("frnet", *t1.shape[-2:], divisor=self.encoder.strides[-1])
         *maps, deepest = self.encoder(torch.cat((t1, t2)))  # both dates in one pass: 2b c_i h_i w_i
         fused: Tensor = self.retrieval(deepest)
         for features, fuse in zip(reversed(maps), self.fusion, strict=True):

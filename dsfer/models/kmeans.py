@@ -49,4 +49,5 @@ def kmeans_members(points: Tensor, clusters: int, *, tolerance: float, iteration
 def means(members: Tensor, points: Tensor) -> Tensor:
     """Means (b, k, c) of the members of each cluster, zero for those without."""
     counts = members.sum(dim=-1, keepdim=True).clamp(min=1)  # b k 1
-    return members @ points / counts
+    # Not by matmul, which autocast would run in bfloat16.
+    return (members.unsqueeze(-1) * points.unsqueeze(1)).sum(dim=2) / counts  # b k c

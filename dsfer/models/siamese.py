@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def encode_pair(encoder: nn.Module, t1: Tensor, t2: Tensor, *, apart: bool) -> tuple[Tensor, ...]:
@@ -23,3 +24,8 @@ def encode_pair(encoder: nn.Module, t1: Tensor, t2: Tensor, *, apart: bool) -> t
         maps: tuple[Tensor, ...] = encoder(torch.cat((t1, t2)))
         return maps
     return tuple(torch.cat(pair) for pair in zip(encoder(t1), encoder(t2), strict=True))
+
+
+def has_batch_norm(encoder: nn.Module) -> bool:
+    """Whether it matters to an encoder in training which images it is given together."""
+    return any(isinstance(module, _BatchNorm) for module in encoder.modules())

@@ -149,8 +149,6 @@ def _over_ranks(network: nn.Module) -> None:
     """Replace torch's batch norms by ours, which see the batch of all processes."""
     for path, module in list(network.named_modules()):
         if type(module) is nn.BatchNorm2d:
-            ours = BatchNorm2d(
-                module.num_features, module.eps, module.momentum, module.affine
-            )
+            ours = BatchNorm2d(module.num_features, module.eps, module.momentum, module.affine)
             ours.load_state_dict(module.state_dict())
             network.set_submodule(path, ours)

@@ -30,8 +30,8 @@ from dsfer.models.initialisation import redraw
 from dsfer.models.kmeans import kmeans_members, means
 from dsfer.models.output import ChangeOutput
 from dsfer.models.resnet import ResNet18Encoder
+from dsfer.models.shapes import check_divisible
 from dsfer.models.siamese import encode_pair
-from dsfer.models.sizes import check_divisible
 from dsfer.models.token_transformer import (
     EncoderLayer,
     Mlp,
@@ -51,6 +51,7 @@ class VcT(nn.Module):
         selected: s, number of pixels with the lowest scores, the same of both dates.
         clusters: k, tokens per date.
         iterations: of k-means, at most.
+        width: factor on the channels of the encoder.
         released_init: draw all weights as the released training code does, see
             `dsfer.models.initialisation`.
     """
@@ -65,12 +66,13 @@ class VcT(nn.Module):
         selected: int = 1000,
         clusters: int = 10,
         iterations: int = 50,
+        width: float = 1.0,
         released_init: bool = False,
     ):
         super().__init__()
         self.selected, self.clusters, self.iterations = selected, clusters, iterations
-        self.encoder = ResNet18Encoder(BACKBONE)
-        self.reduce = nn.Conv2d(BACKBONE[-1].channels, WIDTH, kernel_size=3, padding=1)
+        self.encoder = ResNet18Encoder(BACKBONE, width=width)
+        self.reduce = nn.Conv2d(self.encoder.channels[-1], WIDTH, kernel_size=3, padding=1)
         # Its direction is all that counts: scores are compared with one another only.
         self.graph_weight = nn.Parameter(0.02 * torch.randn(WIDTH, 1), requires_grad=False)
         self.positions = nn.Parameter(torch.randn(1, 2 * clusters, WIDTH))
@@ -106,20 +108,19 @@ class VcT(nn.Module):
     def tokens_of(self, features: Tensor) -> Tensor:
         """Tokens (2b, k, c) of (2b, c, h, w) features; gradients pass through their means only."""
         # In full precision: ranks and clusters are decisions, which rounding would change.
-        with torch.autocast(features.device.type, enabled=False):
-            features = features.to(torch.promote_types(features.dtype, torch.float32))
-            first, second = features.chunk(2)
-            scores = graph_scores((first - second).abs(), self.graph_weight)  # b h w
-            lowest = scores.flatten(1).topk(self.selected, largest=False).indices  # b s, in order
-            index = lowest.repeat(2, 1).unsqueeze(-1).expand(-1, -1, features.shape[1])
-            pixels = features.flatten(2).transpose(1, 2).gather(1, index)  # 2b s c
-            members = kmeans_members(
-                pixels, self.clusters, tolerance=TOLERANCE, iterations=self.iterations
-            )
-            return means(members, pixels)
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        first, second = features.chunk(2)
+        scores = graph_scores((first - second).abs(), self.graph_weight)  # b h w
+        lowest = scores.flatten(1).topk(self.selected, largest=False).indices  # b s, in order
+        index = lowest.repeat(2, 1).unsqueeze(-1).expand(-1, -1, features.shape[1])
+        pixels = features.flatten(2).transpose(1, 2).gather(1, index)  # 2b s c
+        members = kmeans_members(
+            pixels, self.clusters, tolerance=TOLERANCE, iterations=self.iterations
+        )
+        return means(members, pixels)
 
     def _check_size(self, h: int, w: int) -> None:
-        check_divisible("vct", h, w, by=self.encoder.strides[-1])
+        check_divisible("vct", h, w, divisor=self.encoder.strides[-1])
         if h * w // 16 < self.selected:
             raise TileSizeError(
                 f"images of {h}x{w} pixels have {h * w // 16} features, of which {self.selected} "
