@@ -104,6 +104,11 @@ STANET_FILES = {"module.": "netF.", "Self_Att.": "netA."}
 """STANet's authors saved its two parts, features and attention, each in its own file."""
 
 RELEASES = {
+    "bit": [
+        Release("bit_dd8_dedim8", SIGNED),
+        Release("bit_dd8", SIGNED, {"decoder_head_width": 64}),
+    ],
+    "changeformer": [Release("changeformer_v6_256", SIGNED)],
     "dsamnet": [Release("dsamnet", SIGNED)],
     "dsfer-net": [
         Release("dsfer_net", DSFER_NET, reversed_bands="encoder.features.0.weight"),
@@ -114,6 +119,7 @@ RELEASES = {
         Release("stanet_pam", SIGNED, {"attention": "pam"}, parts=STANET_FILES),
         Release("stanet_bam", SIGNED, {"attention": "bam"}, parts=STANET_FILES),
     ],
+    "vct": [Release("vct", SIGNED)],
 }
 """Released networks by the name of ours; where there are several, the checkpoint tells which."""
 

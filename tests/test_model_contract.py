@@ -44,11 +44,8 @@ CASES = [
     Case("stanet", {"width": 0.125, "attention": "bam"}, symmetric=True),
     Case("dsamnet", {"width": 0.125}),
     Case("dsfer-net", {"encoder": "resnet18", "width": 0.125, "image_size": SIDE}),
-    Case("dsfer-net", {"encoder": "transformer", "width": 0.125, "norm": "channel"}),
-    Case("dsfer-net", {"encoder": "regnet_x_400mf", "norm": "channel"}),
     Case("bit", {"width": 0.125}),
     Case("changeformer", {"width": 0.125}),
-    Case("changeformer", {"width": 0.125, "version": "v5"}),
     Case("frnet", {"width": 0.125}),
     Case("vct", {"width": 0.125, "selected": 60, "clusters": 4, "iterations": 5}),
 ]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dsfer.errors import CheckpointError, ConfigError
 from dsfer.models import count_parameters
 from dsfer.released import RELEASES, import_released
-from tests.released_states import released_states
+from tests.released_states import Layers, released_states
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 EVERY = [(model, release) for model, releases in RELEASES.items() for release in releases]
@@ -105,40 +105,6 @@ def test_a_state_dict_among_other_things_is_found(tmp_path):
 
 
 # The released networks, as functions of their state dict.
-
-
-class Layers:
-    """Layers by their released names, in evaluation mode."""
-
-    def __init__(self, states, prefix=""):
-        self.states, self.prefix = states, prefix
-
-    def under(self, prefix):
-        return Layers(self.states, self.prefix + prefix)
-
-    def get(self, name):
-        return self.states.get(self.prefix + name)
-
-    def conv(self, name, x, **options):
-        weight = self.get(f"{name}.weight")
-        options = {"padding": weight.shape[-1] // 2} | options
-        return F.conv2d(x, weight, self.get(f"{name}.bias"), **options)
-
-    def transposed(self, name, x, stride=1):
-        weight, bias = self.get(f"{name}.weight"), self.get(f"{name}.bias")
-        return F.conv_transpose2d(x, weight, bias, stride, padding=1, output_padding=stride - 1)
-
-    def flipped(self, name, x):
-        """A stride-1 transposed convolution, spelled as the convolution that it is."""
-        weight = self.get(f"{name}.weight").transpose(0, 1).flip(2, 3)
-        return F.conv2d(x, weight, self.get(f"{name}.bias"), padding=1)
-
-    def norm(self, name, x):
-        mean, var, weight, bias = (
-            self.get(f"{name}.{leaf}")[:, None, None]
-            for leaf in ("running_mean", "running_var", "weight", "bias")
-        )
-        return (x - mean) / (var + 1e-5).sqrt() * weight + bias
 
 
 def fc_siam_conc(net, t1, t2):

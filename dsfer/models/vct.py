@@ -14,7 +14,8 @@ Traps of the released code, and what is done about them here:
   a pixel to nine at most. Here the graph is nine shifted products (`graph_scores`), which is equal.
 * It works for batches of exactly eight. Here any batch does.
 * K-means stops when the whole batch has converged, asking the device each time. Here each image
-  stops by itself, within a fixed number of iterations (`dsfer.models.kmeans`).
+  stops by itself, within a fixed number of iterations (`dsfer.models.kmeans`): 50, where the
+  features of 24 real LEVIR-CD tiles needed 20 in the median and 47 at most, with random weights.
 * A pixel whose difference is zero, as its neighbours', has degree 0, and its score is infinite
   times zero. Here it is 0: nothing is less changed.
 * Weights are redrawn after ImageNet's were loaded: see `dsfer.models.bit`.
