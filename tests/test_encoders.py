@@ -1,5 +1,7 @@
 """Encoders under Dsfer-Net: those of Table IV, torchvision's by name, and what is refused."""
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -92,14 +94,20 @@ def test_a_torchvision_network_works_under_dsfer_net():
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert all(isinstance(m, BatchNorm2d) for m in norms)  # over all processes
     assert {m.eps for m in model.encoder.modules() if isinstance(m, BatchNorm2d)} == {0.001}
-    forward = torch.compile(model, backend="eager", fullgraph=True)
-    output = forward(*torch.randn(2, 2, 3, 64, 64))
+    output = model(*torch.randn(2, 2, 3, 64, 64))
     assert output.logits.shape == (2, 2, 64, 64)
     output.logits.square().mean().backward()
     assert all(p.grad is not None for p in model.encoder.parameters())
-    training = model.encoder.network.graph
-    model.eval()
-    assert model.encoder.network.graph is not training  # no dropout, no dropped paths
+
+
+def test_a_torchvision_network_compiles_as_one_graph_and_knows_evaluation_from_training(resnet18):
+    image = torch.randn(2, 3, 64, 64)
+    forward = torch.compile(resnet18, backend="eager", fullgraph=True)
+    with torch.inference_mode():
+        for x, y in zip(forward(image), resnet18(image), strict=True):
+            torch.testing.assert_close(x, y)
+        trained = copy.deepcopy(resnet18).train()(image)
+        assert not torch.allclose(trained[4], resnet18(image)[4])
 
 
 def test_imagenet_weights_of_a_torchvision_network_come_from_a_local_file(resnet18, tmp_path):
@@ -120,7 +128,7 @@ def test_imagenet_weights_of_a_torchvision_network_come_from_a_local_file(resnet
     [
         ("convnext_tiny", "gives maps at 1/4, 1/8, 1/16, 1/32 of the image; five are needed"),
         ("squeezenet1_1", "no even fraction"),
-        ("maxvit_t", "does not take images of any size"),
+        ("vit_b_16", "does not take images of any size"),
         ("resnet19", "resnet18"),
         ("unet", "use vgg16, resnet18, transformer or the name"),
     ],
