@@ -23,6 +23,8 @@ MENDS = {
     errno.ENAMETOOLONG: "give it a shorter name, or work in a folder nearer to the root",
     errno.EMFILE: "raise the number of files a process may open (ulimit -n)",
     errno.ENFILE: "close programs that hold many files open",
+    errno.EISDIR: "move that folder away: a file is to be there",
+    errno.ENOTDIR: "move that file away: a folder is to be there",
     errno.ENOENT: "see whether it was moved or a disk was unmounted meanwhile",
     errno.EIO: "the disk or the network share fails; see the system's log",
     errno.ESTALE: "the network share went away; mount it again",

@@ -167,7 +167,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError("no such file", where=path, mend="run the stage that writes it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"not valid JSON ({error})", where=path, mend="run the stage that writes it"
         ) from error

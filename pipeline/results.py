@@ -91,10 +91,12 @@ class Resolved(Stored):
 
 
 class SplitRecord(Stored):
-    """`split/split.json`, as far as the report needs it."""
+    """`split/split.json`, see `dsfer.data.splits.write_split`."""
 
     hash: str
     policy: str
+    seed: int | None
+    ratio: list[float] | None
     counts: dict[str, int]
 
 
@@ -173,7 +175,7 @@ def read_results(folder: Path, model: str) -> Results:
     evaluation = folder / "models" / model / "evaluation"
     training = folder / "models" / model / "training"
     metrics = _read(Metrics, evaluation / "metrics.json", "evaluate")
-    split = _read(SplitRecord, folder / "split" / "split.json", "split")
+    split = read_split(folder)
     if metrics.split_hash != split.hash:
         raise DataError(
             f"measured on split {metrics.split_hash}, but the present split is {split.hash}",
@@ -191,6 +193,15 @@ def read_results(folder: Path, model: str) -> Results:
         sample=_pictures(evaluation / "gallery" / "sample"),
         validation=read_validation(folder),
     )
+
+
+def read_split(folder: Path) -> SplitRecord:
+    """Read how the data set in `folder` was split.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    return _read(SplitRecord, folder / "split" / "split.json", "split")
 
 
 def read_validation(folder: Path) -> Validation:

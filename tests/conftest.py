@@ -5,10 +5,12 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.disks import Disk, mounted
 from tests.project import STAGES, commit, dvc, executed, tiny_project
 
 
@@ -22,3 +24,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "report: data/folder/tiny/models/dsfer-net/report.html" in printed
     commit(folder, "tiny")
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Disk]:
+    """An empty disk of 24 MiB; the test is skipped where none can be mounted."""
+    with mounted(tmp_path / "disk", 24) as disk:
+        yield disk

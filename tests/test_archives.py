@@ -1,4 +1,5 @@
 import os
+import shutil
 import struct
 import subprocess
 import zipfile
@@ -10,6 +11,7 @@ import pytest
 from dsfer.errors import DownloadError
 from pipeline import archives
 from pipeline.archives import check_integrity, check_magic, unpack
+from tests.disks import PAGE
 
 CONTENT = {"A/1.png": b"before " * 500, "B/1.png": b"after " * 500, "label/1.png": b"\0" * 99}
 
@@ -106,6 +108,40 @@ def test_a_bomb_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(DownloadError, match=r"needs 10\.0 MB .* has 5\.0 MB free"):
         unpack(path, "zip", tmp_path / "raw")
     assert [item.name for item in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_a_zip_on_a_full_disk(small_disk, monkeypatch):
+    path = zipped(small_disk.folder / "a.zip", {"A/1.png": b"1", "A/2.png": os.urandom(9 * PAGE)})
+    small_disk.fill(room=4 * PAGE)
+    with pytest.raises(DownloadError, match=r"needs 36\.9 kB .* has 16\.4 kB free.* make room"):
+        unpack(path, "zip", small_disk.folder / "raw")
+    with monkeypatch.context() as patch:
+        usage = shutil.disk_usage("/")._replace(free=10**12)
+        patch.setattr(archives.shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(OSError, match="No space left") as caught:
+            unpack(path, "zip", small_disk.folder / "raw")
+    assert caught.value.filename == str(small_disk.folder / "raw/A/2.png")
+    assert not (small_disk.folder / "raw").exists()
+    small_disk.clear()
+    unpack(path, "zip", small_disk.folder / "raw")
+    assert len(tree(small_disk.folder / "raw")) == 2
+
+
+def test_a_rar_on_a_full_disk_is_not_called_damaged(small_disk, monkeypatch):
+    """Blocks make it need more than the sum of its sizes."""
+    content = {f"{number}.png": b"x" * 100 for number in range(30)}
+    path = rarred(small_disk.folder / "a.rar", content)
+    search = os.environ["PATH"]
+    body = "for i in $(seq 0 29); do printf %0100d 0 | tr 0 x > $i.png || exit 9; done"
+    rar_program(small_disk.folder / "bin", monkeypatch, body)
+    monkeypatch.setenv("PATH", f"{small_disk.folder / 'bin'}{os.pathsep}{search}")
+    small_disk.fill(room=10 * PAGE)
+    with pytest.raises(DownloadError, match=r"has 0 bytes free.* make room"):
+        unpack(path, "rar", small_disk.folder / "raw")
+    assert not (small_disk.folder / "raw").exists()
+    small_disk.clear()
+    unpack(path, "rar", small_disk.folder / "raw")
+    assert tree(small_disk.folder / "raw") == content
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.9, 0.99])

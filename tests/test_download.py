@@ -18,6 +18,7 @@ from dsfer.errors import DownloadError
 from pipeline import download
 from pipeline.catalog import Archive
 from pipeline.download import ROUNDS, downloads_folder, fetch
+from tests.disks import PAGE
 
 QUOTA_PAGE = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>"
 
@@ -253,6 +254,19 @@ def test_a_full_disk_stops_the_transfer(server, tmp_path, monkeypatch):
     with pytest.raises(DownloadError, match="more than the disk has free"):
         get(known(server, "ok"), tmp_path)
     assert not (tmp_path / "train.zip").exists()
+
+
+def test_a_disk_that_is_fuller_than_it_says(server, small_disk, monkeypatch):
+    usage = download.shutil.disk_usage(small_disk.folder)
+    small_disk.fill(room=3 * PAGE)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match="No space left") as caught:
+        get(known(server, "ok"), small_disk.folder)
+    partial = small_disk.folder / "train.zip.part"
+    assert caught.value.filename == str(partial)
+    assert 0 < partial.stat().st_size < len(CONTENT)
+    small_disk.clear()
+    assert get(known(server, "ok"), small_disk.folder).read_bytes() == CONTENT
 
 
 def test_by_hand(server, tmp_path):

@@ -460,7 +460,7 @@ def test_the_stage_keeps_the_page_of_a_failure(prepared: Path) -> None:
 
 def test_the_stage_names_a_missing_table(prepared: Path) -> None:
     (prepared / "tiles" / "scenes.parquet").unlink()
-    with pytest.raises(DataError, match=r"scenes\.parquet.*run the crop stage"):
+    with pytest.raises(DataError, match=r"scenes\.parquet: no such file.*run the stage"):
         stage.main()
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dsfer.cli import app
+from dsfer.cli import app, main
 from dsfer.errors import CheckpointError
 from dsfer.released import RELEASES, import_released
 from dsfer.weights import read_metadata, read_state_dict
+from tests.disks import mounted
 from tests.released_states import released_states
 
 
@@ -55,6 +56,26 @@ def test_a_damaged_file_is_an_error(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.pth"):
         read_state_dict(path)
+
+
+def test_an_import_onto_a_full_disk(source, tmp_path, monkeypatch, capsys):
+    with mounted(tmp_path / "disk", 160) as disk:
+        out = disk.folder / "ours.safetensors"
+        out.write_text("former")
+        arguments = ["import-weights", str(source), "--model", "dsfer-net", "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", ["dsfer", *arguments])
+        disk.fill(room=50_000_000)
+        with pytest.raises(SystemExit, match="1"):
+            main()
+        assert capsys.readouterr().err.startswith(
+            f"error: {out}: no space left on device. To mend it: make room on that disk"
+        )
+        assert out.read_text() == "former"
+        disk.clear()
+        assert [path.name for path in disk.folder.iterdir()] == [out.name]
+        with pytest.raises(SystemExit, match="0"):
+            main()
+        assert read_metadata(out).mean == (101.4625, 100.0701, 85.4457)
 
 
 def dsfer_command(*arguments):

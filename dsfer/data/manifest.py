@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from dsfer.errors import DataError
+from dsfer.errors import DataError, first_line
 from dsfer.files import atomic_path
 
 IGNORE = 255
 """Label value of pixels without evidence (padding, nodata): no loss and no metric counts them."""
 
 SPLITS = ("train", "val", "test")
+
+_AGAIN = "run the stage that writes it again"
 
 COLUMNS = {
     "id": "unique name of the tile: scene id, then row and column of its window in pixels",
@@ -47,27 +49,39 @@ COLUMNS = {
 
 def write_manifest(path: Path, table: pd.DataFrame) -> None:
     """Write the manifest as Parquet, atomically."""
-    with atomic_path(path) as temporary:
-        table.to_parquet(temporary, index=False)
+    write_table(path, table)
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
     """Read a manifest.
 
     Raises:
-        DataError: the file is missing, no Parquet, or lacks a column.
+        DataError: the file is missing, damaged or no Parquet, or lacks a column.
     """
-    try:
-        table = pd.read_parquet(path)
-    except FileNotFoundError as error:
-        raise DataError("no such manifest", where=path, mend="run the crop stage") from error
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"not a readable manifest ({error})", where=path, mend="run the crop stage again"
-        ) from error
+    table = read_table(path)
     missing = [name for name in COLUMNS if name not in table]
     if missing:
-        raise DataError(
-            f"lacks the columns {', '.join(missing)}", where=path, mend="run the crop stage again"
-        )
+        raise DataError(f"lacks the columns {', '.join(missing)}", where=path, mend=_AGAIN)
     return table
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as Parquet with a checksum in every page, atomically."""
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False, write_page_checksum=True)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table that `write_table` wrote, comparing the checksums.
+
+    Raises:
+        DataError: the file is missing, damaged or no Parquet.
+    """
+    if not path.is_file():
+        raise DataError("no such file", where=path, mend=_AGAIN)
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except Exception as error:  # pyarrow and pandas raise whatever the damage leads them to
+        raise DataError(
+            f"not a readable table ({first_line(error)})", where=path, mend=_AGAIN
+        ) from error

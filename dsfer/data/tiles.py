@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from dsfer.data.manifest import COLUMNS, IGNORE, write_manifest
+from dsfer.data.manifest import COLUMNS, IGNORE, write_manifest, write_table
 from dsfer.data.rasters import Bands, SceneFacts, inspect_scene
 from dsfer.data.scenes import Scene
 from dsfer.data.tars import Pixels, npy_bytes, write_tar
@@ -148,7 +148,7 @@ def write_tiles(
         order = [*COLUMNS, *table.columns.difference(list(COLUMNS))]
         write_manifest(folder / "manifest.parquet", table[order])
         places = pd.DataFrame([scene.row for scene in facts])
-        places.to_parquet(folder / "scenes.parquet", index=False)
+        write_table(folder / "scenes.parquet", places)
 
 
 def _write_unit(work: tuple[Unit, Path]) -> list[dict[str, Any]]:

@@ -5,9 +5,9 @@ from functools import partial
 from dsfer.data.manifest import SPLITS, read_manifest
 from dsfer.data.shards import Statistics, data_statistics, write_shards
 from dsfer.data.workers import Spread
-from dsfer.files import read_json
 from pipeline.cluster import spread_out
 from pipeline.params import DataSettings, Settings, current_settings
+from pipeline.results import read_split
 from pipeline.stages import run
 
 
@@ -24,7 +24,7 @@ def main() -> None:
 def write(settings: Settings, spread: Spread) -> None:
     """Run the stage on the machines that `spread` stands for."""
     manifest = read_manifest(settings.folder / "split" / "manifest.parquet")
-    split_hash = read_json(settings.folder / "split" / "split.json")["hash"]
+    split_hash = read_split(settings.folder).hash
     measured = data_statistics(manifest[manifest["split"] == "train"])
     statistics = published_statistics(settings.data, measured)
     for split in SPLITS:
