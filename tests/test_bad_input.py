@@ -39,7 +39,7 @@ TINY = {
     "model": "dsfer-net", "variant": "base+cf+dsfr", "norm": "volume", "hopfield_dim": 16,
     "width": 0.125, "pretrained": "none", "recipe": "modern", "iterations": 2, "batch_size": 2,
     "validate_every": 2, "class_weights": "inverse-frequency", "device": "cpu", "compile": False,
-    "in_memory": True, "workers": 0,
+    "in_memory": True, "workers": 1,
 }  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def declared(
         }
     )
     values = {
-        "entry": entry, "source": Path("scenes"), "label_rule": "binary255", "bands": None,
+        "entry": entry, "source": "scenes", "label_rule": "binary255", "bands": None,
         "tile_size": SIZE, "padding": "pad", "split": "scenes", "split_ratio": (2.0, 1.0, 1.0),
         "split_seed": 0,
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """Stage `download`: bring the imagery in and list its scenes in `raw/scenes.json`."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from dsfer.data.demo import render_scenes
@@ -36,18 +37,18 @@ def acquire(data: DataSettings, raw: Path, downloads: Path) -> list[Scene]:
         DataError: the files do not form scenes, or the split policy wants a published split that
             they do not have; or some of a user's own lie outside `source`.
     """
+    # What can be refused without writing is refused before a folder is made.
+    own = data.entry.demo is None and not data.release.archives
+    listed = list_own(data) if own else []
+    archives = [fetch(archive, downloads) for archive in data.release.archives]
     with atomic_folder(raw) as folder:
         if data.entry.demo is not None:
             scenes = render(data.entry.demo, folder)
-        elif data.release.archives:
-            scenes = unpack_release(data.release, folder, downloads)
+        elif archives:
+            scenes = unpack_release(data.release, archives, folder)
         else:
-            source = location(data.source)
-            with reaching(source):
-                found = list_scenes(data.release, source)
-            _check_watched(found, source)
             changed = label_rule(data.label_rule).changed
-            scenes = rasterise_labels(found, folder / "labels", changed)
+            scenes = rasterise_labels(listed, folder / "labels", changed)
         _check_published_split(data, scenes)
         write_scenes(folder / "scenes.json", scenes)
     scenes = read_scenes(raw / "scenes.json")  # where they lie now
@@ -60,13 +61,22 @@ def render(demo: Demo, raw: Path) -> list[Scene]:
     return render_scenes(raw, seed=demo.seed, count=demo.count, size=demo.size)
 
 
-def unpack_release(release: Release, raw: Path, downloads: Path) -> list[Scene]:
-    """Fetch and unpack the archives of a release into `raw`, and find its scenes."""
-    for archive in release.archives:
-        path = fetch(archive, downloads)
+def unpack_release(release: Release, archives: Sequence[Path], raw: Path) -> list[Scene]:
+    """Unpack the fetched archives of a release into `raw`, and find its scenes."""
+    for archive, path in zip(release.archives, archives, strict=True):
         log.info("unpacking %s", path)
         unpack(path, archive.kind, raw / archive.into)
     return list_scenes(release, raw)
+
+
+def list_own(data: DataSettings) -> list[Scene]:
+    """Find the scenes of a user's own imagery, where it lies."""
+    source = location(data.source)
+    with reaching(source):
+        scenes = list_scenes(data.release, source)
+    _check_watched(scenes, source)
+    _check_published_split(data, scenes)
+    return scenes
 
 
 def list_scenes(release: Release, source: AnyPath) -> list[Scene]:
