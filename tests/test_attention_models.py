@@ -184,6 +184,8 @@ def test_vct_takes_an_image_alone_as_in_any_batch_and_names_the_tiles_it_can_tak
     with pytest.raises(TileSizeError, match="selected=32") as caught:
         network(small, small)
     assert "128 features, of which 200" in str(caught.value)
+    with pytest.raises(ConfigError, match="4 pixels do not make 5 clusters"):
+        dsfer.create_model("vct", selected=4, clusters=5)
 
 
 # FrNet.

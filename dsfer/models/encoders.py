@@ -1,42 +1,23 @@
-"""The encoders of Table IV, and others by name, for a decoder that wants five scales."""
+"""The encoders of Table IV, and others by name, for a decoder that wants five scales.
 
-from typing import Protocol
+An encoder is a module that makes five feature maps of an image, each half as large as the one
+before; `channels` and `strides` say what they are, shallow to deep.
+"""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from dsfer.errors import ConfigError
-from dsfer.models.pyramid_transformer import PyramidTransformer, Stage
 from dsfer.models.resnet import ResNet18Encoder
-from dsfer.models.torchvision_encoder import TorchvisionEncoder
 from dsfer.models.vgg import VGG16Encoder
+
+if TYPE_CHECKING:
+    from dsfer.models.pyramid_transformer import PyramidTransformer
+    from dsfer.models.torchvision_encoder import TorchvisionEncoder
 
 ENCODERS = ("vgg16", "resnet18", "transformer")
 """Those of Table IV; any other name is looked up in torchvision."""
-
-TRANSFORMER = (
-    Stage(64, 3, heads=2, reduction=8, patch=7, stride=2, padding=3),
-    Stage(128, 3, heads=2, reduction=4, patch=3, stride=2, padding=1),
-    Stage(256, 4, heads=4, reduction=2, patch=3, stride=2, padding=1),
-    Stage(512, 12, heads=8, reduction=1, patch=3, stride=2, padding=1),
-    Stage(512, 3, heads=16, reduction=1, patch=3, stride=2, padding=1),
-)
-"""Inferred: the paper does not describe the Transformer of Table IV. This one, of the kind of
-ChangeFormer V4, has the 40,856,384 parameters that the table leaves for it."""
-
-
-class Encoder(Protocol):
-    """Five feature maps of an image, each half as large as the one before.
-
-    Attributes:
-        channels: channels of the maps, shallow to deep.
-        strides: how much smaller than the input each of them is.
-    """
-
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Maps (b, c_i, h / stride_i, w / stride_i) of (b, 3, h, w) images."""
 
 
 def build_encoder(
@@ -57,12 +38,33 @@ def build_encoder(
     if name == "resnet18":
         return ResNet18Encoder(width=width)
     if name == "transformer":
-        stages = tuple(stage.scaled(width) for stage in TRANSFORMER)
-        return PyramidTransformer(stages, mlp_ratio=2, qkv_bias=False)
+        return _transformer(width)
     if width != 1:
         raise ConfigError(
             f"torchvision's {name} has one width, not {width} times it",
             where="width",
             mend=f"set width to 1, or encoder to one of {', '.join(ENCODERS)}",
         )
+    from dsfer.models.torchvision_encoder import TorchvisionEncoder  # seconds to import
+
     return TorchvisionEncoder(name)
+
+
+def _transformer(width: float) -> PyramidTransformer:
+    """The Transformer of Table IV.
+
+    Inferred: the paper does not describe it. This one, of the kind of ChangeFormer V4 and like
+    that without any dropout, has the 40,856,384 parameters that the table leaves for it.
+    """
+    from dsfer.models.pyramid_transformer import PyramidTransformer, Stage  # seconds to import
+
+    stages = (
+        Stage(64, 3, heads=2, reduction=8, patch=7, stride=2, padding=3),
+        Stage(128, 3, heads=2, reduction=4, patch=3, stride=2, padding=1),
+        Stage(256, 4, heads=4, reduction=2, patch=3, stride=2, padding=1),
+        Stage(512, 12, heads=8, reduction=1, patch=3, stride=2, padding=1),
+        Stage(512, 3, heads=16, reduction=1, patch=3, stride=2, padding=1),
+    )
+    return PyramidTransformer(
+        tuple(stage.scaled(width) for stage in stages), mlp_ratio=2, qkv_bias=False
+    )

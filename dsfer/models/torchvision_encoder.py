@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
-from torchvision.models import get_model, get_model_weights, list_models
+from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from dsfer.errors import CheckpointError, ConfigError, first_line
@@ -75,7 +75,7 @@ class TorchvisionEncoder(nn.Module):
         Raises:
             CheckpointError: the download failed, or the file does not fit the network.
         """
-        weights = str(get_model_weights(self.name).DEFAULT)
+        weights = str(models.get_model_weights(self.name).DEFAULT)
         states, source = imagenet_states(weights, path), source_name(weights, path)
         own = self.network.state_dict()
         # Files from before torch 0.4.1 have no counts of batches, of which nothing depends.
@@ -93,9 +93,7 @@ class TorchvisionEncoder(nn.Module):
 
 
 def _build(name: str) -> nn.Module:
-    import torchvision
-
-    known: list[str] = list_models(module=torchvision.models)
+    known: list[str] = models.list_models(module=models)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
         raise ConfigError(
@@ -105,7 +103,7 @@ def _build(name: str) -> nn.Module:
             if close
             else "use vgg16, resnet18, transformer or the name of a torchvision network",
         )
-    network: nn.Module = get_model(name, weights=None)
+    network: nn.Module = models.get_model(name, weights=None)
     return network
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsfer.errors import TileSizeError
+from dsfer.errors import ConfigError, TileSizeError
 from dsfer.models.bit import BACKBONE, DECODER_DEPTH, HEAD_WIDTH, WIDTH, change_head
 from dsfer.models.initialisation import redraw
 from dsfer.models.kmeans import kmeans_members, means
@@ -55,6 +55,9 @@ class VcT(nn.Module):
         width: factor on the channels of the encoder.
         released_init: draw all weights as the released training code does, see
             `dsfer.models.initialisation`.
+
+    Raises:
+        ConfigError: no cluster, or more of them than selected pixels.
     """
 
     unused_parameters = 8_906_729
@@ -71,6 +74,12 @@ class VcT(nn.Module):
         released_init: bool = False,
     ):
         super().__init__()
+        if not 1 <= clusters <= selected:
+            raise ConfigError(
+                f"{selected} pixels do not make {clusters} clusters",
+                where="vct",
+                mend="set clusters to 1 or more, and selected to no less than clusters",
+            )
         self.selected, self.clusters, self.iterations = selected, clusters, iterations
         self.encoder = ResNet18Encoder(BACKBONE, width=width)
         self.reduce = nn.Conv2d(self.encoder.channels[-1], WIDTH, kernel_size=3, padding=1)
