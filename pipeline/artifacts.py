@@ -1,35 +1,45 @@
 """What a finished stage shows in Prefect's UI: tables, pictures and figures as artifacts."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from rich.filesize import decimal
 from ruamel.yaml import YAML
 
-from dsfer.figures import data_uri
-from pipeline.params import Settings
+from dsfer.figures import data_uri, svg, training_curves
+from pipeline.params import PARAMS, load_params, resolve
 from pipeline.published import load_published
-from pipeline.report import MEASURES, comparison, paper_figures, percent
+from pipeline.report import MEASURES, comparison, paper_figures, percent, value
 from pipeline.results import Results, read_results, read_validation
 
 PICTURES = 4
 """Change maps shown of each kind; an artifact is kept in Prefect's data base."""
 
-MEBIBYTE = 2**20
+PICTURE_HEIGHT = 256
+"""Larger tiles are shown at this height, in pixels."""
 
 
-def publish(stage: str, workspace: Path, settings: Settings, experiment: str | None) -> None:
+LEGEND = (
+    "Left to right: before, after, label, prediction, and the errors: white found, red missed, "
+    "cyan false alarm."
+)
+
+
+def publish(stage: str, workspace: Path, experiment: str | None) -> None:
     """Create the artifacts of a stage that has just run.
 
     Args:
         stage: its name.
         workspace: the folder that it ran in, the project's or a copy.
-        settings: what it ran with.
         experiment: name under which a copy's results are kept.
 
     Raises:
         DataError: an output of the stage is missing or damaged.
     """
+    settings = resolve(load_params(workspace / PARAMS))
     folder = workspace / settings.folder
     _publish_outputs(stage, workspace)
     if stage == "validate":
@@ -50,7 +60,7 @@ def _publish_outputs(stage: str, workspace: Path) -> None:
         {
             "output": out["path"],
             "files": out.get("nfiles", 1),
-            "MiB": round(out["size"] / MEBIBYTE, 2),
+            "size": decimal(out["size"]),
             out.get("hash", "md5"): out["md5"],
         }
         for out in lock["stages"][stage].get("outs", [])
@@ -102,27 +112,38 @@ def _publish_scores(results: Results) -> None:
 
 def _publish_change_maps(results: Results) -> None:
     kinds = {"Sample, drawn without regard to score": results.sample, "Most errors": results.worst}
-    parts = ["Before, after, label, prediction and errors, left to right."]
+    parts = [LEGEND]
     for title, files in kinds.items():
         parts.append(f"## {title}")
         parts += [
-            f"![{file.stem}]({data_uri(file.read_bytes(), 'image/png')})"
+            f"![{file.stem}]({data_uri(_thumbnail(file), 'image/webp')})"
             for file in files[:PICTURES]
         ]
     create_markdown_artifact("\n\n".join(parts), key="change-maps", description=_describe(results))
 
 
+def _thumbnail(file: Path) -> bytes:
+    with Image.open(file) as picture:
+        picture.thumbnail((picture.width, PICTURE_HEIGHT))
+        content = BytesIO()
+        picture.save(content, "webp", lossless=True)
+    return content.getvalue()
+
+
 def _publish_report(results: Results, page: Path, experiment: str | None) -> None:
-    """Where the report lies, and every parameter of the run."""
+    """Where the report lies, its curves, and every parameter of the run."""
     settings = results.settings
     fetch = f", once `dvc exp apply {experiment}` has brought it there" if experiment else ""
     rows = [
-        f"| {key} | `{'null' if value is None else value}` | {settings.sources[key]} |"
-        for key, value in settings.values.items()
+        f"| {key} | `{value(setting)}` | {settings.sources[key]} |"
+        for key, setting in settings.values.items()
     ]
+    curves = data_uri(svg(training_curves(results.history)), "image/svg+xml")
     text = "\n".join(
         [
-            f"Curves, pictures and tables: `{page}` in the project{fetch}.",
+            f"The page with all pictures and tables: `{page}` in the project{fetch}.",
+            "",
+            f"![training curves]({curves})",
             "",
             "| parameter | value | from |",
             "|---|---|---|",

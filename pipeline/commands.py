@@ -5,9 +5,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
+
+import psutil
 
 from dsfer.errors import DsferError
 from pipeline.guard import GRACE
@@ -54,6 +57,7 @@ class Command:
             text=True,
             encoding="utf-8",
             errors="replace",
+            start_new_session=True,
         )
         self._input = cast(IO[str], self._process.stdin)
         self._output = cast(IO[str], self._process.stdout)
@@ -70,10 +74,12 @@ class Command:
         """Close the guard's input, on which it ends the command if that still runs."""
         self._input.close()
         try:
-            self._process.wait(GRACE + 1)
+            status = self._process.wait(GRACE + 1)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            status = self._process.wait()
+        if status < 0:
+            _kill_session(self._process.pid)
         self._output.close()
 
     def lines(self) -> Iterator[str]:
@@ -95,6 +101,14 @@ class Command:
             failure = CommandError(said, where=self.name)
             failure.passing = any(PASSING in reason for reason in reasons)
             raise failure
+
+
+def _kill_session(leader: int) -> None:
+    """Kill what a guard that was itself killed has left behind."""
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == leader:
+                process.kill()
 
 
 def environment(project: Path) -> dict[str, str]:

@@ -7,7 +7,6 @@ is a DVC experiment, as `dvc exp run --temp -S lambda=0.1` makes one. Flows take
 
 import functools
 import inspect
-import itertools
 import json
 import os
 import re
@@ -44,11 +43,17 @@ from pipeline.workspace import changed_workspace, experiment_name, project_works
 PROJECT = Path()
 """Flows run in the project's top folder, as `dvc` does."""
 
+HINT = re.compile(r"\s*(To track the changes|git add |To enable auto|dvc config |Use `dvc push`)")
+"""What DVC tells somebody at a terminal after every stage."""
+
 BAR = re.compile(r"(?P<name>\S+):\s+(?P<percent>\d+)%\|")
 """A progress bar's line: `training:  40%|####      | 400/1000 [...]`."""
 
-SECONDS_BETWEEN_UPDATES = 2.0
+SECONDS_BETWEEN_UPDATES = 5.0
 """How often a progress bar is passed on to the server."""
+
+SECONDS_BETWEEN_LOOKS = 1.0
+"""How often a flow run looks whether its worker lives."""
 
 
 def stage_names(project: Path = PROJECT) -> list[str]:
@@ -101,16 +106,16 @@ def _may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
 
 
 @task(task_run_name="{name}", retries=3, retry_condition_fn=_may_pass)
-def run_stage(name: str, folder: Path, changes: dict[str, Any], experiment: str | None) -> None:
+def run_stage(name: str, folder: Path, experiment: str | None) -> None:
     """Bring one stage up to date, with its output as log and progress, and show what it made."""
     arguments = [sys.executable, "-m", "dvc", "repro", "--single-item", name]
     log, progress = get_run_logger(), Progress(name)
     with Command(f"stage {name}", arguments, folder, PROJECT) as command:
         for line in command.lines():
-            if not progress.follow(line):
+            if not progress.follow(line) and not HINT.match(line):
                 log.info("%s", line)
     progress.finish()
-    publish(name, folder, current_settings(changes), experiment)
+    publish(name, folder, experiment)
 
 
 class Progress:
@@ -134,7 +139,9 @@ class Progress:
 
     def _show(self, percent: float, line: str) -> None:
         if self._artifact is None:
-            self._artifact = create_progress_artifact(percent, key=f"progress-{self.stage}")  # type: ignore[assignment]
+            self._artifact = create_progress_artifact(  # type: ignore[assignment]
+                percent, key=f"progress-{self.stage}", description=f"Progress of stage {self.stage}"
+            )
         else:
             update_progress_artifact(self._artifact, percent)
         get_run_logger().info("%s", line)
@@ -167,17 +174,17 @@ def run_stages(names: list[str], changes: dict[str, Any]) -> str | None:
         if not changes:
             with project_workspace(PROJECT, who) as folder:
                 for name in names:
-                    run_stage(name, folder, changes, None)
+                    run_stage(name, folder, None)
             return None
         experiment = experiment_name(PROJECT, changes)
         with changed_workspace(PROJECT, changes, who) as folder:
             for name in names:
-                run_stage(name, folder, changes, experiment)
+                run_stage(name, folder, experiment)
             save_experiment(experiment, folder)
         return experiment
 
 
-@task
+@task(task_run_name="save experiment")
 def save_experiment(name: str, folder: Path) -> None:
     """Keep the parameters, the lock file and the metrics of a copy as a DVC experiment."""
     arguments = [sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", name]
@@ -245,20 +252,25 @@ def end_with_worker() -> Iterator[None]:
     """
     over = threading.Event()
     if runtime.deployment.id:
-        worker = psutil.Process(os.getppid())
-        watch = threading.Thread(target=_end_with, args=(worker, over), daemon=True)
-        watch.start()
+        threading.Thread(target=_watch_worker, args=(os.getppid(), over), daemon=True).start()
     try:
         yield
     finally:
         over.set()
 
 
-def _end_with(worker: psutil.Process, over: threading.Event) -> None:
-    for _ in itertools.takewhile(lambda _: not over.is_set(), itertools.count()):
-        try:
-            worker.wait(timeout=1)
-        except psutil.TimeoutExpired:
-            continue
+def _watch_worker(parent: int, over: threading.Event) -> None:
+    """Tell this process to end once its parent is another one, or is no worker to begin with."""
+    lost = not _is_worker(parent)
+    while not lost and not over.wait(SECONDS_BETWEEN_LOOKS):
+        lost = os.getppid() != parent
+    if lost:
         os.kill(os.getpid(), signal.SIGTERM)
-        return
+
+
+def _is_worker(parent: int) -> bool:
+    """Whether a process runs the same Python as this one; who adopts an orphan does not."""
+    try:
+        return psutil.Process(parent).exe() == psutil.Process().exe()
+    except psutil.Error:
+        return False

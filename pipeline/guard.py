@@ -17,8 +17,10 @@ GRACE = 8.0
 
 def guard(command: list[str]) -> int:
     """Run `command` until it ends or has to; returns its exit status as a shell would."""
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: asked.set())
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
 
     def end() -> None:
         asked.wait()
@@ -33,8 +35,6 @@ def guard(command: list[str]) -> int:
             pass
         asked.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: asked.set())
     for work in (end, watch_caller):
         threading.Thread(target=work, daemon=True).start()
     status = child.wait()

@@ -5,34 +5,42 @@ deployments of `prefect.yaml`, and starts a worker for the CPU pool and one for 
 """
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import typer
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.workers.process import ProcessWorker
 from rich.console import Console
 from tenacity import Retrying, stop_after_delay, wait_fixed
 from tenacity.retry import retry_if_result
 
 from dsfer.errors import DsferError
 from dsfer.files import read_json, write_json
+from pipeline.guard import GRACE
 from pipeline.stages import run
 
 HOME = Path(".prefect")
 """Data base, logs and the list of what was started."""
 
+RECORD = HOME / "started.json"
+
+HOST = "127.0.0.1"
 PORT = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
-API = f"http://127.0.0.1:{PORT}/api"
+API = f"http://{HOST}:{PORT}/api"
 
 START_LIMIT = 180.0
 """Seconds that a server may take to answer; the first start creates the data base."""
 
-STOP_LIMIT = 8.0
-"""Seconds that a worker or the server may take to end before it is killed."""
+STOP_LIMIT = GRACE + 4
+"""Seconds that a worker with its runs, or the server, may take to end before it is killed."""
 
 app = typer.Typer(help="Prefect server, pools, deployments and workers.", no_args_is_help=True)
 
@@ -51,25 +59,24 @@ def up() -> None:
             "a server answers there already", where=API,
             mend="run `make down`, or set PREFECT_SERVER_API_PORT to a free port",
         )  # fmt: skip
+    _check_port()
+    end_started()  # workers whose server is gone
     HOME.mkdir(exist_ok=True)
-    started: list[dict[str, Any]] = []
     try:
-        started.append(_start("server", "server", "start"))
-        _wait_until_healthy(started[0])
+        _wait_until_healthy(_start("server", "server", "start"))
         gpus = torch.cuda.device_count()
-        for pool, limit in {"cpu": None, "gpu": max(gpus, 1)}.items():
-            _prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
-            if limit:
-                _prefect("work-pool", "set-concurrency-limit", pool, str(limit))
-        _prefect("deploy", "--all")
-        started.append(_start("worker-cpu", "worker", "start", "--pool", "cpu"))
+        _create_pools({"cpu": None, "gpu": max(gpus, 1)})
+        _register_deployments()
+        # The GPUs are the other pool's: this worker's runs do not see them.
+        _start("worker-cpu", "worker", "start", "--pool", "cpu", CUDA_VISIBLE_DEVICES="")
         for gpu in range(gpus):  # each sees one GPU, and trains one network at a time on it
             arguments = ["worker", "start", "--pool", "gpu", "--limit", "1"]
-            started.append(_start(f"worker-gpu{gpu}", *arguments, CUDA_VISIBLE_DEVICES=str(gpu)))
-    finally:
-        write_json(HOME / "started.json", started)
+            _start(f"worker-gpu{gpu}", *arguments, CUDA_VISIBLE_DEVICES=str(gpu))
+    except BaseException:
+        end_started()
+        raise
     console = Console()
-    console.print(f"Prefect is up: http://127.0.0.1:{PORT}  (logs: {HOME}/*.log)")
+    console.print(f"Prefect is up: http://{HOST}:{PORT}  (logs: {HOME}/*.log)")
     console.print("To talk to it from this terminal, and to start a run:")
     console.print(f"    export PREFECT_API_URL={API}", soft_wrap=True)
     console.print("    prefect deployment run pipeline/local --watch", soft_wrap=True)
@@ -78,28 +85,37 @@ def up() -> None:
 
 @app.command()
 def down() -> None:
-    """End workers, then the server; flow runs under way stop as if they were cancelled."""
-    record = HOME / "started.json"
-    if not record.is_file():
-        raise OperationError("nothing was started here", where=HOME, mend="run `make up` first")
-    for entry in reversed(read_json(record)):
+    """End workers, then the server; flow runs under way save their state, and count as crashed."""
+    Console().print("Prefect is down." if end_started() else "Nothing was up.")
+
+
+def end_started() -> int:
+    """End what was started and still runs, the server last; returns how many processes that were.
+
+    The flow runs of a worker end with it, and have the server to tell until they have ended.
+    """
+    entries = read_json(RECORD) if RECORD.is_file() else []
+    ended = 0
+    for entry in reversed(entries):
         try:
             process = psutil.Process(entry["pid"])
+            if process.create_time() != entry["since"]:
+                continue  # the number belongs to another process by now
+            flow_runs = process.children()
+            process.terminate()
         except psutil.NoSuchProcess:
             continue
-        if process.create_time() != entry["since"]:
-            continue  # the number belongs to another process by now
-        process.terminate()
-        try:
-            process.wait(STOP_LIMIT)
-        except psutil.TimeoutExpired:
-            process.kill()
-    record.unlink()
-    Console().print("Prefect is down.")
+        _, alive = psutil.wait_procs([process, *flow_runs], STOP_LIMIT)
+        for late in alive:
+            late.kill()
+        psutil.wait_procs(alive)
+        ended += 1
+    RECORD.unlink(missing_ok=True)
+    return ended
 
 
-def _start(name: str, *arguments: str, **extra: str) -> dict[str, Any]:
-    """Start a Prefect command in the background; returns how to find it again."""
+def _start(name: str, *arguments: str, **extra: str) -> subprocess.Popen[bytes]:
+    """Start a Prefect command in the background, and note how to find it again."""
     with (HOME / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *arguments],
@@ -109,12 +125,27 @@ def _start(name: str, *arguments: str, **extra: str) -> dict[str, Any]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return {"name": name, "pid": process.pid, "since": psutil.Process(process.pid).create_time()}
+    entries = read_json(RECORD) if RECORD.is_file() else []
+    since = psutil.Process(process.pid).create_time()
+    entry = {"name": name, "pid": process.pid, "since": since}
+    write_json(RECORD, [*entries, entry])
+    return process
 
 
-def _prefect(*arguments: str) -> None:
+def _create_pools(limits: dict[str, int | None]) -> None:
+    """Create work pools, or update those of an earlier start, with how many runs each may start."""
+    template = ProcessWorker.get_default_base_job_template()
+    with _client() as client:
+        for name, limit in limits.items():
+            pool = WorkPoolCreate(
+                name=name, type="process", base_job_template=template, concurrency_limit=limit
+            )
+            client.create_work_pool(pool, overwrite=True)
+
+
+def _register_deployments() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         env=_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -122,7 +153,7 @@ def _prefect(*arguments: str) -> None:
         check=False,
     )
     if done.returncode:
-        raise OperationError(done.stdout.strip(), where=f"prefect {' '.join(arguments[:2])}")
+        raise OperationError(done.stdout.strip(), where="prefect deploy --all")
 
 
 def _environment() -> dict[str, str]:
@@ -131,18 +162,29 @@ def _environment() -> dict[str, str]:
     return os.environ | port | {"PREFECT_HOME": home, "PREFECT_LOGGING_COLORS": "false"}
 
 
-def _healthy() -> bool:
+def _check_port() -> None:
+    with socket.socket() as probe:
+        if probe.connect_ex((HOST, int(PORT))) == 0:
+            raise OperationError(
+                "another program uses this port", where=f"{HOST}:{PORT}",
+                mend="set PREFECT_SERVER_API_PORT to a free port",
+            )  # fmt: skip
+
+
+@contextmanager
+def _client() -> Iterator[SyncPrefectClient]:
     with temporary_settings({PREFECT_API_URL: API}), get_client(sync_client=True) as client:
+        yield client
+
+
+def _healthy() -> bool:
+    with _client() as client:
         return client.api_healthcheck() is None
 
 
-def _wait_until_healthy(server: dict[str, Any]) -> None:
-    def pending(healthy: bool) -> bool:
-        process = psutil.Process(server["pid"])
-        return not healthy and process.status() != psutil.STATUS_ZOMBIE
-
+def _wait_until_healthy(server: subprocess.Popen[bytes]) -> None:
     waiting = Retrying(
-        retry=retry_if_result(pending),
+        retry=retry_if_result(lambda healthy: not healthy and server.poll() is None),
         wait=wait_fixed(0.5),
         stop=stop_after_delay(START_LIMIT),
         retry_error_callback=lambda _: False,

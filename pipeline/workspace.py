@@ -16,10 +16,13 @@ from dvc.config import Config
 from dvc.repo import Repo
 from filelock import FileLock, Timeout
 
-from dsfer.errors import DsferError
+from dsfer.errors import DataError, DsferError
 from dsfer.files import read_json, write_json
 from pipeline.params import PARAMS, change_params
 from pipeline.recovery import recover
+
+COPIES = Path(".dvc/tmp/flows")
+"""Where copies and locks of flow runs lie in a project."""
 
 
 class WorkspaceError(DsferError):
@@ -37,7 +40,8 @@ def project_workspace(project: Path, who: str) -> Iterator[Path]:
     Raises:
         WorkspaceError: another flow run holds it.
     """
-    with hold(project / ".dvc/tmp/flows/workspace", who):
+    mend = "wait for that run or cancel it; a run with parameters has a copy of its own"
+    with hold(project / COPIES / "workspace", project, who, mend):
         recover(project)
         yield project
 
@@ -59,10 +63,10 @@ def changed_workspace(project: Path, changes: dict[str, Any], who: str) -> Itera
         WorkspaceError: another flow run with the same parameters is under way, or git cannot make
             the copy.
     """
-    name = experiment_name(project, changes)
-    folder = project / ".dvc/tmp/flows" / name
-    with hold(folder, who):
+    folder = project / COPIES / experiment_name(project, changes)
+    with hold(folder, folder, who):
         _remove(project, folder)  # of a flow run that was killed
+        _remove_leftovers(project, folder)
         try:
             _copy(project, folder)
             change_params(folder / PARAMS, changes)
@@ -73,26 +77,38 @@ def changed_workspace(project: Path, changes: dict[str, Any], who: str) -> Itera
 
 def experiment_name(project: Path, changes: dict[str, Any]) -> str:
     """Name of the experiment: the same for the same commit, edits and parameters."""
-    parts = [_git(project, "rev-parse", "HEAD"), _git(project, "diff", "HEAD"), json.dumps(changes)]
+    parts = [
+        _git(project, "rev-parse", "HEAD"),
+        _git(project, "diff", "HEAD"),
+        json.dumps(changes, sort_keys=True),
+    ]
     return "flow-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
 
 
 @contextmanager
-def hold(folder: Path, who: str) -> Iterator[None]:
-    """Hold a folder for one process, by a lock that dies with the process.
+def hold(
+    name: Path, where: Path, who: str, mend: str = "wait for that run or cancel it"
+) -> Iterator[None]:
+    """Hold something for one process, by a lock that dies with the process.
+
+    Args:
+        name: the lock is this path with `.lock` behind it.
+        where: what is held, which others are told.
+        who: holds it, which others are told too.
+        mend: what others can do.
 
     Raises:
         WorkspaceError: another process holds it; the message says which, where and since when.
     """
-    lock, holder = folder.with_suffix(".lock"), folder.with_suffix(".json")
+    lock, holder = Path(f"{name}.lock"), Path(f"{name}.json")
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(lock).acquire(timeout=0)
     except Timeout as error:
         raise WorkspaceError(
             f"{_describe(holder)} works in it",
-            where=folder.parents[3] if folder.name == "workspace" else folder,
-            mend="wait for that run or cancel it; a run with parameters has a copy of its own",
+            where=where.resolve(),
+            mend=mend,
         ) from error
     with held:
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -106,9 +122,10 @@ def hold(folder: Path, who: str) -> Iterator[None]:
 
 
 def _describe(holder: Path) -> str:
-    if not holder.is_file():  # it is just being written
+    try:
+        told = read_json(holder)
+    except DataError:  # it is just being written, or removed
         return "another process"
-    told = read_json(holder)
     return f"{told['who']} (process {told['process']} on {told['host']}, since {told['since']})"
 
 
@@ -124,6 +141,18 @@ def _copy(project: Path, folder: Path) -> None:
     edit_config = Config(str(folder / ".dvc")).edit
     with Repo(str(project)) as repo, edit_config("local") as config:
         config.setdefault("cache", {})["dir"] = repo.cache.local_cache_dir
+
+
+def _remove_leftovers(project: Path, ours: Path) -> None:
+    """Remove other copies that nobody holds: those of flow runs that were killed."""
+    for folder in (project / COPIES).iterdir():
+        if folder == ours or not folder.is_dir():
+            continue
+        try:
+            with FileLock(f"{folder}.lock").acquire(timeout=0):
+                _remove(project, folder)
+        except Timeout:
+            continue
 
 
 def _remove(project: Path, folder: Path) -> None:
