@@ -5,18 +5,27 @@ deployments of `prefect.yaml`, and starts a worker for the CPU pool and one for 
 """
 
 import os
+import platform
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import typer
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 from rich.console import Console
 from tenacity import Retrying, stop_after_delay, wait_fixed
@@ -24,7 +33,6 @@ from tenacity.retry import retry_if_result
 
 from dsfer.errors import DsferError
 from dsfer.files import read_json, write_json
-from pipeline.guard import GRACE
 from pipeline.stages import run
 
 HOME = Path(".prefect")
@@ -39,8 +47,11 @@ API = f"http://{HOST}:{PORT}/api"
 START_LIMIT = 180.0
 """Seconds that a server may take to answer; the first start creates the data base."""
 
-STOP_LIMIT = GRACE + 4
+STOP_LIMIT = 30.0
 """Seconds that a worker with its runs, or the server, may take to end before it is killed."""
+
+HERE = f"@{platform.node()}"
+"""What names of this machine's workers end with."""
 
 app = typer.Typer(help="Prefect server, pools, deployments and workers.", no_args_is_help=True)
 
@@ -67,11 +78,11 @@ def up() -> None:
         gpus = torch.cuda.device_count()
         _create_pools({"cpu": None, "gpu": max(gpus, 1)})
         _register_deployments()
+        _settle_lost_runs()
         # The GPUs are the other pool's: this worker's runs do not see them.
-        _start("worker-cpu", "worker", "start", "--pool", "cpu", CUDA_VISIBLE_DEVICES="")
-        for gpu in range(gpus):  # each sees one GPU, and trains one network at a time on it
-            arguments = ["worker", "start", "--pool", "gpu", "--limit", "1"]
-            _start(f"worker-gpu{gpu}", *arguments, CUDA_VISIBLE_DEVICES=str(gpu))
+        _start_worker("cpu", "--pool", "cpu", gpu="")
+        for gpu in map(str, range(gpus)):  # each sees one, and trains one network at a time on it
+            _start_worker(f"gpu{gpu}", "--pool", "gpu", "--limit", "1", gpu=gpu)
     except BaseException:
         end_started()
         raise
@@ -85,14 +96,14 @@ def up() -> None:
 
 @app.command()
 def down() -> None:
-    """End workers, then the server; flow runs under way save their state, and count as crashed."""
+    """End workers, their flow runs, which can be continued and count as crashed, and the server."""
     Console().print("Prefect is down." if end_started() else "Nothing was up.")
 
 
 def end_started() -> int:
     """End what was started and still runs, the server last; returns how many processes that were.
 
-    The flow runs of a worker end with it, and have the server to tell until they have ended.
+    The flow runs of a worker end with it.
     """
     entries = read_json(RECORD) if RECORD.is_file() else []
     ended = 0
@@ -101,6 +112,8 @@ def end_started() -> int:
             process = psutil.Process(entry["pid"])
             if process.create_time() != entry["since"]:
                 continue  # the number belongs to another process by now
+            if entry["name"] == "server" and _healthy():
+                _settle_lost_runs()
             flow_runs = process.children()
             process.terminate()
         except psutil.NoSuchProcess:
@@ -112,6 +125,11 @@ def end_started() -> int:
         ended += 1
     RECORD.unlink(missing_ok=True)
     return ended
+
+
+def _start_worker(name: str, *arguments: str, gpu: str) -> None:
+    named = ["worker", "start", "--name", f"{name}{HERE}", *arguments]
+    _start(f"worker-{name}", *named, CUDA_VISIBLE_DEVICES=gpu)
 
 
 def _start(name: str, *arguments: str, **extra: str) -> subprocess.Popen[bytes]:
@@ -154,6 +172,20 @@ def _register_deployments() -> None:
     )
     if done.returncode:
         raise OperationError(done.stdout.strip(), where="prefect deploy --all")
+
+
+def _settle_lost_runs() -> None:
+    """Say of flow runs that they crashed with their worker; none of this machine's is alive.
+
+    They would hold their place in the GPU pool for ever.
+    """
+    open_ = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+    chosen = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_)))
+    with _client() as client:
+        for flow_run in client.read_flow_runs(flow_run_filter=chosen):
+            if str(flow_run.labels.get("prefect.worker.name")).endswith(HERE):
+                state: State[Any] = Crashed(message="Its worker has gone.")
+                client.set_flow_run_state(flow_run.id, state, force=True)
 
 
 def _environment() -> dict[str, str]:
