@@ -5,15 +5,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
 
-import psutil
-
 from dsfer.errors import DsferError
-from pipeline.guard import GRACE
+from pipeline.guard import GRACE, kill_session
 
 REASON = re.compile(r"(error|interrupted|ERROR): (?P<said>.+)")
 """The line that says why a stage, or then DVC, gave up."""
@@ -79,7 +76,7 @@ class Command:
             self._process.kill()
             status = self._process.wait()
         if status < 0:
-            _kill_session(self._process.pid)
+            kill_session(self._process.pid)  # its guard was killed and could not
         self._output.close()
 
     def lines(self) -> Iterator[str]:
@@ -101,14 +98,6 @@ class Command:
             failure = CommandError(said, where=self.name)
             failure.passing = any(PASSING in reason for reason in reasons)
             raise failure
-
-
-def _kill_session(leader: int) -> None:
-    """Kill what a guard that was itself killed has left behind."""
-    for process in psutil.process_iter():
-        with suppress(ProcessLookupError, psutil.NoSuchProcess):
-            if os.getsid(process.pid) == leader:
-                process.kill()
 
 
 def environment(project: Path) -> dict[str, str]:

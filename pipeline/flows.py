@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import psutil
@@ -30,6 +30,7 @@ from prefect.artifacts import (
 )
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
+from pydantic import Field
 from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 
@@ -193,6 +194,7 @@ def save_experiment(name: str, folder: Path) -> None:
             get_run_logger().info("%s", line)
 
 
+Jobs = Annotated[int, Field(ge=1)]
 Stage = Literal[tuple(stage_names())]  # type: ignore[valid-type] # known when this is imported
 
 
@@ -216,7 +218,7 @@ def stage(changes: dict[str, Any], name: str) -> str | None:
 
 
 @flow(name="sweep")
-def sweep(grid: Grid, jobs: int = 1) -> list[dict[str, Any]]:
+def sweep(grid: Grid, jobs: Jobs = 1) -> list[dict[str, Any]]:
     """Every combination of a grid's values, as experiments in DVC's queue.
 
     Args:

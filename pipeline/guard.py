@@ -1,8 +1,9 @@
 """Run a command that must not outlive whoever started it: `python -m pipeline.guard COMMAND…`.
 
-The command gets a process group of its own. The group is asked to stop, as by Ctrl-C, when this
-process is told to end or when its standard input closes, which happens by itself when the caller
-dies, however it dies. What has not stopped `GRACE` seconds later is killed.
+`pipeline.commands` starts it as leader of a session, in which the command gets a process group of
+its own. That group is asked to stop, as by Ctrl-C, when this process is told to end or when its
+standard input closes, which happens by itself when the caller dies, however it dies. What of the
+session has not stopped `GRACE` seconds later, or is left when the command has ended, is killed.
 """
 
 import os
@@ -10,6 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
+
+import psutil
 
 GRACE = 8.0
 """Seconds between asking and killing: a training step and its checkpoint fit in, 10 s are kept."""
@@ -24,11 +28,12 @@ def guard(command: list[str]) -> int:
 
     def end() -> None:
         asked.wait()
-        signal_group(child.pid, signal.SIGINT)
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGINT)
         try:
             child.wait(GRACE)
         except subprocess.TimeoutExpired:
-            signal_group(child.pid, signal.SIGKILL)
+            kill_session(os.getpid())
 
     def watch_caller() -> None:
         while os.read(0, 1024):
@@ -38,16 +43,16 @@ def guard(command: list[str]) -> int:
     for work in (end, watch_caller):
         threading.Thread(target=work, daemon=True).start()
     status = child.wait()
-    signal_group(child.pid, signal.SIGKILL)  # what the command itself left behind
+    kill_session(os.getpid())
     return status if status >= 0 else 128 - status
 
 
-def signal_group(group: int, number: signal.Signals) -> None:
-    """Send a signal to a process group, if it is still there."""
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return
+def kill_session(leader: int) -> None:
+    """Kill all processes of a session but its leader."""
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError):
+            if pid != leader and os.getsid(pid) == leader:
+                os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -16,23 +16,28 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from signal import SIGINT, SIGTERM, signal
+from tempfile import TemporaryFile
 from threading import Event
 from typing import Annotated, Any
 
 import typer
 from dvc.api import DVCFileSystem
 from dvc.repo import Repo
+from dvc.repo.experiments.queue.celery import LocalCeleryQueue
 from hydra.core.override_parser.types import Quote, QuotedString
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from tenacity import Retrying, stop_after_delay, wait_fixed
+from tenacity.retry import retry_if_result
 
 from dsfer.errors import ConfigError, DsferError
 from dsfer.files import write_json
+from pipeline.guard import GRACE
 from pipeline.params import current_settings
 from pipeline.results import Metrics
 from pipeline.stages import run
-from pipeline.workspace import experiment_name
+from pipeline.workspace import COPIES, experiment_name, hold, project_workspace
 
 Grid = dict[str, list[Any]]
 """Values to try, by key of `params.yaml`."""
@@ -86,27 +91,71 @@ def run_cells(cells: list[Cell], jobs: int, stopped: Event) -> None:
 
     When `stopped` is set, what runs is interrupted (training saves its state) and what waits is
     taken from the queue.
+
+    Raises:
+        SweepError: it was stopped, or DVC failed.
+        WorkspaceError: somebody works in the project, whose parameters DVC changes to queue them.
     """
     done = _experiments()
-    waiting = [cell for cell in cells if cell.name not in done]
-    _forget({cell.name for cell in waiting})
-    for cell in waiting:
+    todo = [cell for cell in cells if cell.name not in done]
+    if not todo:
+        return
+    names = {cell.name for cell in todo}
+    _stop(names)  # what a sweep that was killed has left
+    try:
+        with project_workspace(Path(), "a sweep"):
+            _enqueue(todo, stopped)
+        _dvc("queue", "start", "--jobs", str(jobs))
+        _wait(names, stopped)
+    finally:
+        _stop(names)
+
+
+def _enqueue(cells: list[Cell], stopped: Event) -> None:
+    if former := _queue_status({cell.name for cell in cells}):
+        _dvc("queue", "remove", *sorted(former))
+    for cell in cells:
+        if stopped.is_set():
+            raise _stopped(len(cells))
         changes = [f"-S={key}={_quoted(value)}" for key, value in cell.values.items()]
         _dvc("exp", "run", "--queue", "--force", "--name", cell.name, *changes)
-    if waiting:
-        _dvc("queue", "start", "--jobs", str(jobs))
-    names = {cell.name for cell in waiting}
-    left = len(waiting)
-    while open_ := _queued(names):
+
+
+def _wait(names: set[str], stopped: Event) -> None:
+    left = len(names)
+    while open_ := _open(names):
         if len(open_) < left:
             left = len(open_)
-            print(f"{len(waiting) - left} of {len(waiting)} experiments are through", flush=True)
+            print(f"{len(names) - left} of {len(names)} experiments are through", flush=True)
         if stopped.wait(SECONDS_BETWEEN_LOOKS):
-            _stop(names)
-            raise SweepError(
-                f"stopped with {left} experiments to do",
-                mend="start the same sweep again; it goes on from there",
-            )
+            raise _stopped(left)
+
+
+def _stopped(left: int) -> SweepError:
+    return SweepError(
+        f"stopped with {left} experiments to do",
+        mend="start the same sweep again; it goes on from there",
+    )
+
+
+def _stop(names: set[str]) -> None:
+    """Take away what waits, interrupt what runs, and wait until that has saved its state."""
+    with Repo() as repo:
+        queue = repo.experiments.celery_queue
+        status = _statuses(queue, names)
+        waiting = [name for name in status if status[name] == "Queued"]
+        running = [name for name in status if status[name] == "Running"]
+        if waiting:
+            queue.remove(waiting)
+        if running:
+            queue.kill(running)
+    patience = Retrying(
+        retry=retry_if_result(bool),
+        wait=wait_fixed(0.2),
+        stop=stop_after_delay(GRACE),
+        retry_error_callback=lambda _: None,
+    )
+    patience(_open, names)
 
 
 def results_table(cells: list[Cell]) -> list[dict[str, Any]]:
@@ -145,30 +194,16 @@ def _experiments() -> set[str]:
 def _queue_status(names: set[str]) -> dict[str, str]:
     """Running, Queued, Failed or Success of those experiments that the queue knows."""
     with Repo() as repo:
-        rows = repo.experiments.celery_queue.status()
-    return {row["name"]: row["status"] for row in rows if row["name"] in names}
+        return _statuses(repo.experiments.celery_queue, names)
 
 
-def _queued(names: set[str]) -> set[str]:
+def _statuses(queue: LocalCeleryQueue, names: set[str]) -> dict[str, str]:
+    return {row["name"]: row["status"] for row in queue.status() if row["name"] in names}
+
+
+def _open(names: set[str]) -> set[str]:
     status = _queue_status(names)
     return {name for name in status if status[name] in ("Queued", "Running")}
-
-
-def _forget(names: set[str]) -> None:
-    """Take former failures under these names from the queue's list."""
-    if known := _queue_status(names):
-        _dvc("queue", "remove", *sorted(known))
-
-
-def _stop(names: set[str]) -> None:
-    """Interrupt what runs and take away what waits, in that order of the queue's own lists."""
-    status = _queue_status(names)
-    waiting = sorted(name for name in status if status[name] == "Queued")
-    running = sorted(name for name in status if status[name] == "Running")
-    if waiting:
-        _dvc("queue", "remove", *waiting)
-    if running:
-        _dvc("queue", "kill", *running)
 
 
 def _reason(cell: Cell) -> str:
@@ -194,16 +229,18 @@ def _dvc(*arguments: str) -> str:
     Raises:
         SweepError: it failed.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    with TemporaryFile("w+", encoding="utf-8") as out:  # a pipe would wait for workers to end
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        out.seek(0)
+        printed = out.read()
     if done.returncode:
-        raise SweepError(done.stdout.strip(), where=f"dvc {' '.join(arguments[:2])}")
-    return done.stdout
+        raise SweepError(printed.strip(), where=f"dvc {' '.join(arguments[:2])}")
+    return printed
 
 
 @contextmanager
@@ -226,7 +263,7 @@ def sweep(grid: Grid, jobs: int, out: Path | None) -> None:
         SweepError: experiments failed, which the table says too; or the sweep was stopped.
     """
     cells = check_grid(grid)
-    with stop_on_signals() as stopped:
+    with hold(COPIES / "sweep", Path(), "another sweep"), stop_on_signals() as stopped:
         run_cells(cells, jobs, stopped)
     rows = results_table(cells)
     if out:
