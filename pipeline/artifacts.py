@@ -135,7 +135,7 @@ def _publish_report(results: Results, page: Path, experiment: str | None) -> Non
     settings = results.settings
     fetch = f", once `dvc exp apply {experiment}` has brought it there" if experiment else ""
     rows = [
-        f"| {key} | `{value(setting)}` | {settings.sources[key]} |"
+        f"| {key} | `{value(setting)}` | {settings.sources.get(key, 'params.yaml')} |"
         for key, setting in settings.values.items()
     ]
     curves = data_uri(svg(training_curves(results.history)), "image/svg+xml")

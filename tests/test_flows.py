@@ -5,8 +5,7 @@ import shutil
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from prefect.states import Cancelling
 from ruamel.yaml import YAML
 
 from tests.project import commit, dvc, restore, run
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("dvc")  # the same project, one after the other
 
@@ -28,16 +28,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
-    """The first true value of a condition; fails when it has none in time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
 
 
 class Operation:
@@ -220,9 +210,9 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
         assert saved_state(project)
 
         third = operation.start("stage/local", name="train")
-        wait_for(lambda: "continuing from step" in operation.log(third), 60)
+        wait_for(lambda: "continuing from step" in operation.log(third), 200)
         operation.started("worker-cpu").send_signal(signal.SIGKILL)
-        wait_for(lambda: not training(project), 15)
+        wait_for(lambda: not training(project), 60)
         assert operation.finish(third) == "Crashed"
         dvc(project, "status")  # no lock is left
     finally:
@@ -233,4 +223,4 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
 
 def saved_state(project: Path) -> bool:
     """Wait until training has saved its state."""
-    return bool(wait_for(lambda: list(project.glob(".dvc/tmp/resume/*/last.pt")), 90))
+    return bool(wait_for(lambda: list(project.glob(".dvc/tmp/resume/*/last.pt")), 200))
