@@ -70,7 +70,7 @@ def up() -> None:
             "a server answers there already", where=API,
             mend="run `make down`, or set PREFECT_SERVER_API_PORT to a free port",
         )  # fmt: skip
-    _check_port()
+    check_port()
     end_started()  # workers whose server is gone
     HOME.mkdir(exist_ok=True)
     try:
@@ -78,7 +78,7 @@ def up() -> None:
         gpus = torch.cuda.device_count()
         _create_pools({"cpu": None, "gpu": max(gpus, 1)})
         _register_deployments()
-        _settle_lost_runs()
+        settle_lost_runs()
         # The GPUs are the other pool's: this worker's runs do not see them.
         _start_worker("cpu", "--pool", "cpu", gpu="")
         for gpu in map(str, range(gpus)):  # each sees one, and trains one network at a time on it
@@ -113,7 +113,7 @@ def end_started() -> int:
             if process.create_time() != entry["since"]:
                 continue  # the number belongs to another process by now
             if entry["name"] == "server" and _healthy():
-                _settle_lost_runs()
+                settle_lost_runs()
             flow_runs = process.children()
             process.terminate()
         except psutil.NoSuchProcess:
@@ -174,7 +174,7 @@ def _register_deployments() -> None:
         raise OperationError(done.stdout.strip(), where="prefect deploy --all")
 
 
-def _settle_lost_runs() -> None:
+def settle_lost_runs() -> None:
     """Say of flow runs that they crashed with their worker; none of this machine's is alive.
 
     They would hold their place in the GPU pool for ever.
@@ -194,7 +194,12 @@ def _environment() -> dict[str, str]:
     return os.environ | port | {"PREFECT_HOME": home, "PREFECT_LOGGING_COLORS": "false"}
 
 
-def _check_port() -> None:
+def check_port() -> None:
+    """See that no other program listens where the server would.
+
+    Raises:
+        OperationError: one does.
+    """
     with socket.socket() as probe:
         if probe.connect_ex((HOST, int(PORT))) == 0:
             raise OperationError(

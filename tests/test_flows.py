@@ -1,24 +1,29 @@
 """Prefect for real: server, deployments and worker are started, runs cancelled, workers killed."""
 
 import json
+import platform
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Running, Scheduled
 from ruamel.yaml import YAML
 
-from tests.project import commit, dvc, restore, run
+from pipeline import operate
+from tests.project import commit, dvc, environment, restore, run
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("dvc")  # the same project, one after the other
@@ -39,6 +44,15 @@ class Operation:
     def start(self, deployment: str, **parameters: Any) -> FlowRun:
         found = self.client.read_deployment_by_name(deployment)
         return self.client.create_flow_run_from_deployment(found.id, parameters=parameters)
+
+    def start_on(self, worker: str) -> FlowRun:
+        """A run that a worker had started before it was lost."""
+        found = self.client.read_deployment_by_name("pipeline/gpu")
+        labels = {"prefect.worker.name": worker}
+        later = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+        flow_run = self.client.create_flow_run_from_deployment(found.id, state=later, labels=labels)
+        self.client.set_flow_run_state(flow_run.id, Running(), force=True)
+        return flow_run
 
     def state(self, flow_run: FlowRun) -> str:
         now = self.client.read_flow_run(flow_run.id).state
@@ -129,7 +143,7 @@ def test_a_run_with_parameters_becomes_an_experiment_and_shows_its_results(opera
     assert [row["change class, %"] for row in rows] == [
         "This run, tiles", "This run, stitched", "Baseline, tiles",
     ]  # fmt: skip
-    assert "data:image/png;base64," in artifacts["change-maps"].data
+    assert "data:image/webp;base64," in artifacts["change-maps"].data
     assert f"dvc exp apply {name}" in artifacts["report"].data
 
 
@@ -144,6 +158,40 @@ def test_impossible_parameters_are_refused_before_anything_starts(operation):
             "pipeline/local", "-p", f"{name}={value}", fails=True,
         )  # fmt: skip
         assert reason in " ".join(printed.split())
+
+
+def test_pools_start_one_run_per_gpu_and_schedules_are_off(operation):
+    pools = {pool.name: pool for pool in operation.client.read_work_pools()}
+    gpus = torch.cuda.device_count()
+    assert pools["cpu"].concurrency_limit is None
+    assert pools["gpu"].concurrency_limit == max(gpus, 1)
+    deployments = operation.client.read_deployments()
+    assert {(found.name, found.work_pool_name) for found in deployments} == {
+        ("local", "cpu"), ("gpu", "gpu"),
+    }  # fmt: skip
+    schedules = [schedule for found in deployments for schedule in found.schedules]
+    assert len(schedules) == 2
+    assert not any(schedule.active for schedule in schedules)
+
+
+def test_a_second_start_is_refused_and_lost_runs_are_settled(operation, monkeypatch):
+    printed = run(operation.project, sys.executable, "-m", "pipeline.operate", "up", fails=True)
+    assert "a server answers there already" in printed
+    monkeypatch.setattr(operate, "API", str(operation.client.api_url))
+    lost, other = (
+        operation.start_on(f"cpu@{host}") for host in (platform.node(), "another-machine")
+    )
+    operate.settle_lost_runs()
+    assert operation.state(lost) == "Crashed"
+    assert operation.state(other) == ""
+    operation.client.delete_flow_run(other.id)
+
+
+def test_a_port_that_another_program_uses_is_refused(monkeypatch):
+    with socket.create_server((operate.HOST, 0)) as taken:
+        monkeypatch.setattr(operate, "PORT", str(taken.getsockname()[1]))
+        with pytest.raises(operate.OperationError, match="another program uses this port"):
+            operate.check_port()
 
 
 def test_parameters_that_exclude_each_other_end_the_run_with_the_reason(operation):
@@ -163,6 +211,32 @@ def test_a_sweep_is_one_table_and_says_which_experiment_failed(operation):
     assert experiments(operation.project)[good["experiment"]]["lambda"] == 0.2
     assert bad["lambda"] == 1e300
     assert bad["status"] == "failed: lr: the loss is inf at step 1."
+    # What is done is read, not computed again.
+    queued = dvc(operation.project, "queue", "status")
+    assert " done " in run(operation.project, *sweep_command({"lambda": [0.2]}))
+    assert dvc(operation.project, "queue", "status") == queued
+
+
+def sweep_command(grid: dict[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "pipeline.sweep", "--grid", json.dumps(grid)]
+
+
+def test_a_sweep_that_is_stopped_stops_training_and_leaves_no_queue(project):
+    grid = {"iterations": [100_000], "seed": [1, 2]}
+    with subprocess.Popen(
+        sweep_command(grid), cwd=project, env=environment(), start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as sweep:  # fmt: skip
+        saved_state(project)
+        second = run(project, *sweep_command({"seed": [3]}), fails=True)
+        assert f"another sweep (process {sweep.pid}" in second
+        sweep.send_signal(signal.SIGINT)
+        printed, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 1
+    assert "stopped with 2 experiments to do" in printed
+    wait_for(lambda: not training(project), 60)
+    assert not {"Queued", "Running"} & set(dvc(project, "queue", "status").split())
+    shutil.rmtree(project / ".dvc/tmp/resume")
 
 
 def test_a_download_that_failed_is_tried_again(operation):
