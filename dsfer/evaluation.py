@@ -23,6 +23,17 @@ log = logging.getLogger(__name__)
 
 Precision = Literal["float32", "bf16"]
 
+BF16_CPUS = ("avx512_bf16", "amx_bf16")
+"""Capabilities of CPUs that multiply in bf16; others do so in software, slower than in float32."""
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device computes in bf16 by itself, so that `bf16` is faster than `float32`."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in BF16_CPUS)
+
 
 @dataclass(frozen=True)
 class Inference:

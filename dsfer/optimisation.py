@@ -21,9 +21,8 @@ def build_optimiser(
     lr: float,
     weight_decay: float,
     momentum: float = 0.9,
-    fused: bool = False,
 ) -> torch.optim.Optimizer:
-    """Build an optimiser.
+    """Build an optimiser, which updates all weights in one kernel.
 
     Args:
         name: `adam` has its weight decay inside the gradient, as an L2 penalty; `adamw` beside it;
@@ -32,13 +31,12 @@ def build_optimiser(
         lr: learning rate.
         weight_decay: factor on the weights.
         momentum: that of `sgd`, and the first beta of the others, whose second is 0.999.
-        fused: update all weights in one kernel.
     """
     moved = [parameter for parameter in parameters if parameter.requires_grad]
     if name == "sgd":
-        return torch.optim.SGD(moved, lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
+        return torch.optim.SGD(moved, lr, momentum=momentum, weight_decay=weight_decay, fused=True)
     kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-    return kind(moved, lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=fused)
+    return kind(moved, lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True)
 
 
 def rate_factor(

@@ -69,8 +69,8 @@ class Training:
         validate_every: steps between validations.
         seed: of sample order and symmetries.
         compile: run the network through torch.compile.
-        in_memory: hold decoded tiles in memory, stream them, or None to decide by what is free.
-        workers: processes that read ahead when streaming, for each process that trains.
+        in_memory: hold the tiles in memory, stream them, or None to decide by what is free.
+        workers: threads that read ahead when streaming, for each process that trains.
         optimiser: what moves the weights.
         momentum: of `sgd`, or first beta of Adam.
         hold: steps until the schedule begins to fall.
@@ -214,7 +214,6 @@ class Trainer:
             lr=training.lr,
             weight_decay=training.weight_decay,
             momentum=training.momentum,
-            fused=device.type == "cuda",
         )
         self.train_source, self.val_source = (
             BatchSource(tiles, device, in_memory=training.in_memory, workers=training.workers)

@@ -9,7 +9,7 @@ import dsfer
 from dsfer.data.shards import TileShards
 from dsfer.distributed import launched, local_rank, world_size
 from dsfer.errors import ConfigError, DataError
-from dsfer.evaluation import Inference, Precision
+from dsfer.evaluation import Inference, Precision, has_bf16
 from dsfer.losses import ChangeLoss
 from dsfer.training import Training
 from pipeline.params import Settings
@@ -77,10 +77,9 @@ def build_inference(
     settings: Settings, mean: torch.Tensor, std: torch.Tensor, device: torch.device
 ) -> Inference:
     """How the network is run on this device; bf16 only where the device computes in it."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    precision: Precision = settings.recipe.precision if has_bf16 else "float32"
+    precision: Precision = settings.recipe.precision if has_bf16(device) else "float32"
     if precision != settings.recipe.precision:
-        log.info("precision: float32, since the %s does not compute in bf16", device.type)
+        log.info("precision: float32, since this %s does not compute in bf16", device.type)
     # float32 means float32: by default cuDNN convolves it in the shorter TF32.
     torch.backends.cudnn.allow_tf32 = precision != "float32"
     return Inference(

@@ -20,6 +20,7 @@ from dsfer.evaluation import (
     Inference,
     assemble_scene,
     count_tiles,
+    has_bf16,
     stitch,
     stitched_scenes,
     whole_scenes,
@@ -110,7 +111,7 @@ def counted(predicted: np.ndarray, label: np.ndarray) -> list[int]:
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_counts_of_tiles_are_those_of_a_plain_loop(tiles, batch_size, in_memory):
-    source = BatchSource(tiles, torch.device("cpu"), in_memory=in_memory, workers=0)
+    source = BatchSource(tiles, torch.device("cpu"), in_memory=in_memory, workers=1)
     counts, rate = count_tiles(Difference(), source, inference(batch_size=batch_size))
     expected = [
         counted(probability_of(pair) > 0.5, label)
@@ -235,3 +236,12 @@ def test_bf16_is_close_to_float32(tiles):
     )
     assert not np.array_equal(full, half)  # autocast did something
     np.testing.assert_allclose(full, half, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)],
+)
+def test_bf16_is_for_cpus_that_multiply_in_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert has_bf16(torch.device("cpu")) == expected
