@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from dsfer.averaging import AveragedNetwork
 from dsfer.checkpoint import load_checkpoint, save_checkpoint
 from dsfer.data.batches import Batch, BatchSource, Sampling, sample_order
 from dsfer.data.shards import TileShards
@@ -127,20 +127,6 @@ def learning_rate(step: int, training: Training) -> float:
     )
 
 
-def averaging(decay: float) -> Callable[..., None]:
-    """Exponential average for AveragedModel whose decay grows to `decay`: min(decay, (1+k)/(10+k)).
-
-    Without that, a short run would mostly keep the weights that it started from.
-    """
-
-    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        k = int(count)  # lives on the CPU
-        update = get_ema_multi_avg_fn(min(decay, (1 + k) / (10 + k)))  # type: ignore[no-untyped-call]
-        update(averaged, current, count)
-
-    return average
-
-
 class Trainer:
     """One run: the network, its optimiser, its data, and where it saves its state.
 
@@ -199,15 +185,7 @@ class Trainer:
         self.forward: nn.Module = (
             torch.compile(forward) if training.compile else forward  # type: ignore[assignment]
         )
-        self.averaged = (
-            AveragedModel(
-                self.model,
-                multi_avg_fn=averaging(training.ema),
-                use_buffers=True,
-            )
-            if training.ema
-            else None
-        )
+        self.averaged = AveragedNetwork(self.model, training.ema) if training.ema else None
         self.optimiser = build_optimiser(
             training.optimiser,
             self.model.parameters(),
@@ -326,7 +304,7 @@ class Trainer:
         terms.total.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
+            self.averaged.update(self.step)
         return torch.stack(terms).detach()
 
     def _record(self) -> Record:
@@ -394,7 +372,7 @@ class Trainer:
             "fingerprint": self.fingerprint,
             "step": self.step,
             "model": self.model.state_dict(),
-            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "running": self._running(),
             "since_record": self.since_record,
@@ -414,7 +392,7 @@ class Trainer:
             self.step = state["step"]
             self.model.load_state_dict(state["model"])
             if self.averaged is not None:
-                self.averaged.load_state_dict(state["averaged"])
+                self.averaged.module.load_state_dict(state["averaged"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.running.copy_(state["running"])
             self.since_record = state["since_record"]

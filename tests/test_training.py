@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import dsfer
+from dsfer.averaging import AveragedNetwork
 from dsfer.checkpoint import load_checkpoint, save_checkpoint
 from dsfer.errors import CheckpointError, LeakageError, TrainingError
 from dsfer.evaluation import Inference
 from dsfer.losses import ChangeLoss
-from dsfer.training import Interrupted, Trainer, Training, averaging, learning_rate
+from dsfer.training import Interrupted, Trainer, Training, learning_rate
 from tests.tiles import MemoryTiles
 
 TRAINING = Training(
@@ -242,13 +243,18 @@ def test_validation_comes_every_so_many_steps_and_at_the_end(tmp_path, every):
 
 
 def test_averaged_weights_follow_quickly_at_first():
-    averaged, current = torch.zeros(1), torch.ones(1)
-    update = averaging(0.999)
-    update([averaged], [current], torch.tensor(1))
-    assert averaged.item() == pytest.approx(1 - 2 / 11)
-    averaged.zero_()
-    update([averaged], [current], torch.tensor(100_000))
-    assert averaged.item() == pytest.approx(0.001)
+    model = torch.nn.BatchNorm1d(1)
+    averaged = AveragedNetwork(model, 0.999)
+    own = averaged.module
+    for step, expected in ((0, 1), (1, 1 - 2 / 11), (100_000, 0.001)):
+        for tensor in (own.weight.data, own.running_mean):
+            tensor.zero_()
+        for tensor in (model.weight.data, model.running_mean):
+            tensor.fill_(1)
+        model.num_batches_tracked.fill_(step)
+        averaged.update(step)
+        assert own.weight.item() == own.running_mean.item() == pytest.approx(expected)
+        assert own.num_batches_tracked.item() == step
 
 
 def test_splits_that_do_not_belong_together_are_refused(tmp_path):

@@ -46,6 +46,8 @@ MACHINE_KEYS = ("device", "processes", "compile", "in_memory", "workers", "clust
 
 CODE = (
     "training.py",
+    "optimisation.py",
+    "averaging.py",
     "distributed.py",
     "losses.py",
     "evaluation.py",
