@@ -2,20 +2,23 @@
 
     python -m benchmarks.training [--batch 4] [--size 256]
 
-Every row adds one change to the row before it; the last one is `dsfer.training.Trainer` itself, as
-the pipeline runs it on this device. The paper's whole schedule is computed from it at the end.
+Every row adds one change to the rows before it, those in brackets excepted; the last one is
+`dsfer.training.Trainer` itself, as the pipeline runs it on this device. The paper's whole schedule
+is computed from it at the end.
 """
 
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 import dsfer
@@ -26,6 +29,7 @@ from benchmarks.side_by_side import Report, clock, compare
 from dsfer.data.batches import BatchSource, sample_order
 from dsfer.evaluation import Inference, Precision, count_tiles, has_bf16
 from dsfer.losses import ChangeLoss
+from dsfer.models.dsfer_net import DsferNet
 from dsfer.training import Trainer, Training
 
 ITERATIONS, BATCH, SIZE, VALIDATIONS, VALIDATION_TILES = 30_000, 32, 256, 60, 1024
@@ -39,28 +43,34 @@ class Way:
     """A training step; the defaults are the straightforward one."""
 
     png: bool = True
-    plain_network: bool = True
-    tf32: bool = False
+    apart: bool = True
+    products: bool = True
     channels_last: bool = False
     fused: bool = False
     bf16: bool = False
     compiled: bool = False
+    tf32: bool = False
+    by_trial: bool = False
 
 
 def ways_of(device: torch.device, *, compiled: bool) -> dict[str, Way]:
-    """Ways by name, each with one change more than the one before."""
-    ways = {"straightforward: PNG, float32, one date after the other": Way()}
-    if device.type == "cuda":
-        ways["the same in TF32, torch's default"] = Way(tf32=True)
-    ways["+ tiles as uint8 from shards"] = Way(png=False)
-    ways["+ both dates as one batch, fused attention"] = Way(False, False)
-    ways["+ channels last"] = Way(False, False, channels_last=True)
-    ways["+ fused Adam"] = Way(False, False, channels_last=True, fused=True)
+    """Ways by name, each with one change more than the one before, but for those in brackets."""
+    gpu = device.type == "cuda"
+    ways = {"straightforward: PNG, float32, one date after the other": (way := Way())}
+    if gpu:
+        ways["(in TF32, torch's default)"] = replace(way, tf32=True)
+    ways["+ tiles as uint8 from shards"] = way = replace(way, png=False)
+    ways["+ both dates as one batch"] = way = replace(way, apart=False)
+    ways["+ scaled_dot_product_attention"] = way = replace(way, products=False)
+    ways["+ channels last"] = way = replace(way, channels_last=True)
+    ways["+ fused Adam"] = way = replace(way, fused=True)
     if has_bf16(device):
-        ways["+ bf16"] = Way(False, False, channels_last=True, fused=True, bf16=True)
+        ways["+ bf16"] = way = replace(way, bf16=True)
     if compiled:
-        name, last = "+ torch.compile", list(ways.values())[-1]
-        ways[name] = Way(False, False, False, True, True, last.bf16, compiled=True)
+        ways["+ torch.compile"] = way = replace(way, compiled=True)
+    ways["(attention as matrix products)"] = replace(way, products=True)
+    if gpu:
+        ways["(cuDNN's kernels chosen by trial)"] = replace(way, by_trial=True)
     return ways
 
 
@@ -79,6 +89,8 @@ def main(
     """Render tiles, then time training steps."""
     where = torch.device(device)
     report = Report(where, json)
+    # As matrix products, attention shall stay in bf16 like the rest.
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     with demo_tiles(max(64, batch), size) as data, tempfile.TemporaryDirectory() as folder:
         samples = batch * steps * (rounds + 2)
         ways = ways_of(where, compiled=compiled)
@@ -129,9 +141,8 @@ def stepper(
 ) -> Callable[[], Tensor]:
     """A function that trains one step and returns the loss."""
     torch.manual_seed(0)
-    build = plain.PlainDsferNet if way.plain_network else dsfer.create_model
-    arguments = () if way.plain_network else ("dsfer-net",)
-    model: nn.Module = build(*arguments, image_size=size).to(device)
+    network = plain.PlainDsferNet if way.apart else DsferNet
+    model: nn.Module = network(image_size=size).to(device)
     if way.channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(
@@ -142,9 +153,10 @@ def stepper(
 
     def step() -> Tensor:
         torch.backends.cudnn.allow_tf32 = way.tf32
+        torch.backends.cudnn.benchmark = way.by_trial
         t1, t2, labels = next(batches)
         autocast = torch.autocast(device.type, torch.bfloat16) if way.bf16 else nullcontext()
-        with autocast:
+        with autocast, sdpa_kernel(SDPBackend.MATH) if way.products else nullcontext():
             output = forward(t1, t2)
         loss = LOSS(output, labels).total
         optimiser.zero_grad()
@@ -239,10 +251,12 @@ def check_alike(losses: dict[str, float]) -> None:
 
 def note_schedule(report: Report, trainer: Trainer, rate: float) -> None:
     """Time one validation, and add up the paper's schedule."""
-    started = clock()
-    counts, _ = count_tiles(trainer.model, trainer.val_source, trainer.inference)
-    counts.cpu()
-    validated = len(counts) / (clock() - started)
+    source, batch = trainer.val_source, trainer.inference.batch_size
+    count = VALIDATION_TILES if source.device.type == "cuda" else batch
+    for tiles in (np.arange(batch), np.arange(count)):  # the first warms up
+        started = clock()
+        count_tiles(trainer.model, source, trainer.inference, tiles % len(source.tiles))
+    validated = count / (clock() - started)
     training, validation = (
         ITERATIONS * BATCH / rate,
         VALIDATIONS * VALIDATION_TILES / validated,
