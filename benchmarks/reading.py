@@ -49,6 +49,9 @@ def main(
             ),
             "the same, 1 process": lambda: drain(png_batches(png, order, 0)),
             "plain WebDataset stream, in order": lambda: drain(stream(train, passes)),
+            f"shards through {workers} loader processes": lambda: drain(
+                [part.to(where) for part in batch] for batch in shard_batches(train, order, workers)
+            ),
             f"ours, streamed by {workers} workers": lambda: drain(streamed.batches(order, BATCH)),
             "ours, in memory": lambda: drain(in_memory.batches(order, BATCH)),
             "limit: copy the bytes": lambda: copy_bytes(len(order), size),
@@ -78,6 +81,12 @@ def drain(batches: Iterable[object]) -> None:
 def png_batches(png: plain.PngTiles, order: np.ndarray, workers: int) -> DataLoader[object]:
     """The loader that one writes first."""
     return DataLoader(png, batch_size=BATCH, sampler=order.tolist(), num_workers=workers)
+
+
+def shard_batches(tiles: TileShards, order: np.ndarray, workers: int) -> DataLoader[object]:
+    """Torch's loader over the shards that ours reads."""
+    batches = [order[i : i + BATCH].tolist() for i in range(0, len(order), BATCH)]
+    return DataLoader(tiles, batch_sampler=batches, num_workers=workers)  # type: ignore[arg-type]
 
 
 def stream(tiles: TileShards, passes: int) -> Iterable[object]:

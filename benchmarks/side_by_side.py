@@ -1,13 +1,14 @@
 """Ways to do the same work, timed in turn, and what came out as a table and as JSON.
 
 A busy or throttled machine slows all ways of a round alike, so that ratios within a round hold
-where times do not. torch.utils.benchmark, pyperf and richbench time one way after the other; that
-is why the loop below is ours, and only its clock is theirs.
+where times do not. torch.utils.benchmark, pyperf and richbench time one way after the other, which
+is why the loop below is ours.
 """
 
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,12 +18,15 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch.utils.benchmark.utils.timer import timer
 
 from dsfer.files import write_json
 
-clock: Callable[[], float] = timer
-"""Seconds on a clock that first waits for the GPU, where there is one."""
+
+def clock() -> float:
+    """Seconds on a clock that first waits for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -130,9 +134,9 @@ class Report:
         for number, timing in enumerate(timings):
             cells = [
                 timing.name,
-                f"{1000 * timing.seconds:,.4g}",
+                _figures(1000 * timing.seconds),
                 f"{100 * timing.spread:.0f} %",
-                f"{timing.rate:,.4g}",
+                _figures(timing.rate),
                 f"{timing.faster:.2f}",
             ]
             if bounds:
@@ -154,6 +158,10 @@ class Report:
     def _write(self) -> None:
         if self._file is not None:
             write_json(self._file, self._content)
+
+
+def _figures(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def describe(device: torch.device) -> str:
