@@ -16,6 +16,8 @@ from dsfer.models import count_parameters
 from dsfer.weights import Metadata, save_weights
 
 SIDE = 64
+NOISE = 1e-4
+"""Of float32 arithmetic in another order, see `apart`."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,12 @@ class Case:
 
     def build(self, **options):
         torch.manual_seed(0)
-        return dsfer.create_model(self.model, **self.options | options)
+        model = dsfer.create_model(self.model, **self.options | options)
+        with torch.no_grad():  # as initialised, some maps are all but constant
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=(2 / parameter[0].numel()) ** 0.5)
+        return model
 
     @property
     def tied_to_size(self) -> bool:
@@ -66,6 +73,16 @@ def images(batch=2, side=SIDE, **kwargs):
 
 def everything(output):
     return (output.logits, *output.deep)
+
+
+def margin(output):
+    """What decides: by how much changed is ahead of unchanged, (b, h, w)."""
+    return (output.logits[:, 1] - output.logits[:, 0]).float()
+
+
+def apart(x, y):
+    """How far two maps are apart, as a share of how much the first varies."""
+    return float((x - y).float().abs().mean() / x.float().std())
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -136,10 +153,10 @@ def test_weights_come_back_bit_by_bit(case, tmp_path):
 def test_bf16_is_near_float32_and_learns(case):
     model, pair = case.build().eval(), images()
     with torch.inference_mode():
-        exact = model(*pair).logits
+        exact = margin(model(*pair))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            near = model(*pair).logits.float()
-    assert (near - exact).norm() < 0.1 * exact.norm()
+            near = margin(model(*pair))
+    assert apart(exact, near) < 0.1
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model.train()(*pair)
     sum((x.float() ** 2).mean() for x in everything(output)).backward()
@@ -173,7 +190,7 @@ def test_pairs_of_a_batch_do_not_see_each_other_in_evaluation(case):
         together = everything(model(t1, t2))
         alone = everything(model(t1[1:2], t2[1:2]))
     for x, y in zip(together, alone, strict=True):
-        torch.testing.assert_close(x[1:2], y, rtol=1e-4, atol=1e-5)
+        assert apart(x[1:2], y) < NOISE
 
 
 def test_the_order_of_pixels_in_memory_does_not_matter(case):
@@ -183,11 +200,13 @@ def test_the_order_of_pixels_in_memory_does_not_matter(case):
         model = model.to(memory_format=torch.channels_last)
         found = everything(model(*(x.to(memory_format=torch.channels_last) for x in pair)))
     for x, y in zip(found, plain, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+        assert apart(x, y) < NOISE
 
 
-def test_dates_are_exchangeable_only_where_the_method_says_so(case):
+def test_both_dates_count_and_are_exchangeable_only_where_the_method_says_so(case):
     model, (t1, t2) = case.build().eval(), images()
     with torch.inference_mode():
-        forth, back = model(t1, t2).logits, model(t2, t1).logits
-    assert torch.allclose(forth, back, rtol=1e-3, atol=1e-4) == case.symmetric
+        forth, back = margin(model(t1, t2)), margin(model(t2, t1))
+        first, second = margin(model(t1, t1)), margin(model(t2, t2))
+    assert min(apart(forth, first), apart(forth, second)) > 10 * NOISE
+    assert (apart(forth, back) < NOISE) == case.symmetric
