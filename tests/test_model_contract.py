@@ -156,7 +156,7 @@ def test_bf16_is_near_float32_and_learns(case):
         exact = margin(model(*pair))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             near = margin(model(*pair))
-    assert apart(exact, near) < 0.1
+    assert apart(exact, near) < 0.2  # VcT chooses pixels by rank, and rounding chooses others
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model.train()(*pair)
     sum((x.float() ** 2).mean() for x in everything(output)).backward()
