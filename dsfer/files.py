@@ -61,7 +61,7 @@ def atomic_path(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent)
+        remove_leftovers(path.parent, deep=False)
         handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -90,7 +90,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         former = path.with_name(f".former-{path.name}")
         _settle(path, former)
-        _remove_leftovers(path.parent)
+        remove_leftovers(path.parent, deep=False)
         temporary = Path(tempfile.mkdtemp(prefix=_prefix(), dir=path.parent))
         try:
             yield temporary
@@ -117,12 +117,18 @@ def _prefix() -> str:
     return f".tmp-{platform.node()}-{os.getpid()}-"
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders of processes of this machine that are gone."""
+def remove_leftovers(folder: Path, *, deep: bool = True) -> None:
+    """Remove temporary files and folders of processes of this machine that are gone.
+
+    Args:
+        folder: where to look.
+        deep: look below its subfolders, too.
+    """
+    names = f".tmp-{glob.escape(platform.node())}-*"
     pattern = re.compile(rf"\.tmp-{re.escape(platform.node())}-(\d+)-.*")
-    for path in folder.glob(f".tmp-{glob.escape(platform.node())}-*"):
+    for path in list(folder.glob(f"**/{names}" if deep else names)):
         match = pattern.fullmatch(path.name)
-        if match and _is_leftover(path, int(match[1])):
+        if match and is_leftover(path, int(match[1])):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -135,8 +141,8 @@ def remove_temporary(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_leftover(path: Path, pid: int) -> bool:
-    """Whether the process that made `path` is gone, even if a newer one has its number."""
+def is_leftover(path: Path, pid: int) -> bool:
+    """Whether the process that wrote `path` is gone, even if a newer one has its number."""
     try:
         # The start of a process is known to about a second.
         return path.stat().st_mtime < psutil.Process(pid).create_time() - 2

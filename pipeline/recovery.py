@@ -1,33 +1,58 @@
-"""Mend what a killed DVC leaves: two files that it writes in place can be cut off in the middle.
+"""Mend what a killed DVC leaves, so that the next run is not stopped or misled by it.
 
-Everything else that a kill leaves is mended by DVC itself (locks of dead processes, half-written
-objects of the cache) or by the stages (`dsfer.files`).
+Half-written outputs are no part of it: stages put theirs in place when they are whole
+(`dsfer.files`), and DVC checks the objects of its cache. But some of DVC's own files can be cut off
+or stay behind in a state that DVC does not expect, and temporary files stay where nobody looks.
 """
 
 import json
 import logging
+import re
 import subprocess
+import time
+from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 from dvc.dvcfile import LOCK_FILE, Lockfile
 from dvc.exceptions import DvcException
 from dvc.lock import LockError, make_lock
 from dvc.repo import Repo
+from dvc.repo.experiments.refs import EXEC_HEAD, EXEC_NAMESPACE
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+from dvc.scm import Git
 
 from dsfer.console import run
 from dsfer.errors import DsferError
-from dsfer.files import write_bytes
+from dsfer.files import is_leftover, remove_leftovers, write_bytes
 
 log = logging.getLogger(__name__)
+
+DATA = "data"
+
+TEMPORARY = re.compile(r".*\.[\w-]{22}\.tmp")
+"""Names of DVC's temporary files; they do not say whose they are."""
+
+SURELY_DEAD = 600
+"""Seconds after its last change at which nobody writes a temporary file of the cache any more.
+
+Experiments that run at the same time share the cache; what they write is seconds old.
+"""
 
 
 def recover(root: Path) -> None:
     """Make the project at `root` usable by DVC again; does nothing to one that is.
 
-    `.dvc/tmp/rwlock`, which says who reads and writes what, is removed where it is no JSON: its
-    writer is dead. A `dvc.lock` that DVC cannot read is replaced by the last one committed, or
-    removed; the stages that it then lacks come back from the run cache.
+    - `.dvc/tmp/rwlock`, which says who reads and writes what, and that of experiments are removed
+      where they are cut off or speak of dead processes only; DVC takes those for living when others
+      have their numbers by now, as is usual in containers.
+    - A `dvc.lock` that DVC cannot read is replaced by the last one committed, or removed; the
+      stages that it then lacks come back from the run cache.
+    - Entries of the run cache that were not finished are removed: DVC trips over an empty one, and
+      believes one that is cut off.
+    - Temporary files of dead processes are removed from `data/` and from the cache.
+    - What `dvc exp run` and `dvc exp save` keep in git while they are at work is removed, since it
+      stops the next one; and the branch that they have left for that time is the current one again.
 
     Args:
         root: folder of `dvc.yaml`.
@@ -37,41 +62,45 @@ def recover(root: Path) -> None:
     """
     with Repo(str(root)) as repo:
         try:
-            with repo.lock, make_lock(str(Path(repo.tmp_dir, RWLOCK_LOCK))):
-                _mend_rwlock(Path(repo.tmp_dir, RWLOCK_FILE))
+            with repo.lock:
+                tmp = Path(repo.tmp_dir)
+                states = [_mend_rwlock(folder) for folder in (tmp, tmp / "exps")]
                 _mend_lockfile(Lockfile(repo, str(root / LOCK_FILE)))
+                _mend_run_cache(Path(repo.stage_cache.cache_dir))
+                _remove_temporary(root / DATA, Path(repo.cache.local.path))
+                if isinstance(repo.scm, Git) and "at work" not in states:
+                    _forget_experiment(repo.scm, killed=states[1] == "killed")
         except LockError as error:
             raise DsferError(
                 "another DVC command is at work here", where=root, mend="wait for its end"
             ) from error
 
 
-def _mend_rwlock(path: Path) -> None:
-    if path.exists() and not _is_json(path):
+def _mend_rwlock(folder: Path) -> Literal["free", "at work", "killed"]:
+    """Returns what has become of those who were at work."""
+    path = folder / RWLOCK_FILE
+    if not path.exists():
+        return "free"
+    with make_lock(str(folder / RWLOCK_LOCK)):
+        try:
+            held = json.loads(path.read_bytes())
+        except ValueError:
+            path.unlink()
+            log.warning("%s was cut off by a kill: removed", path)
+            return "killed"
+        entries = [*held.get("write", {}).values(), *chain(*held.get("read", {}).values())]
+        if not all(is_leftover(path, entry["pid"]) for entry in entries):
+            return "at work"
         path.unlink()
-        log.warning("%s was cut off by a kill: removed", path)
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_bytes())
-    except ValueError:
-        return False
-    return True
+        return "killed" if entries else "free"
 
 
 def _mend_lockfile(lockfile: Lockfile) -> None:
     path = Path(lockfile.path)
     if not lockfile.exists() or _readable(lockfile):
         return
-    shown = subprocess.run(
-        ["git", "show", f"HEAD:./{path.name}"],
-        cwd=path.parent,
-        capture_output=True,
-        check=False,
-    )
-    if shown.returncode == 0:
-        write_bytes(path, shown.stdout)
+    if committed := _git(path.parent, "show", f"HEAD:./{path.name}"):
+        write_bytes(path, f"{committed}\n".encode())
         log.warning("%s was cut off by a kill: the committed one is back", path)
     else:
         path.unlink()
@@ -84,6 +113,52 @@ def _readable(lockfile: Lockfile) -> bool:
     except DvcException:
         return False
     return True
+
+
+def _mend_run_cache(runs: Path) -> None:
+    for path in runs.glob("*/*/*.tmp"):
+        path.unlink()
+    for entry in runs.glob("*/*"):
+        if entry.is_dir() and not any(entry.iterdir()):
+            entry.rmdir()
+            log.warning("%s, an entry of the run cache, is empty: removed", entry)
+
+
+def _remove_temporary(data: Path, cache: Path) -> None:
+    remove_leftovers(data)
+    now = time.time()
+    dead = [path for path in data.rglob("*.tmp") if TEMPORARY.fullmatch(path.name)]
+    for path in (*cache.glob("*.tmp"), *cache.glob("??/*.tmp")):
+        if TEMPORARY.fullmatch(path.name) and now - path.stat().st_ctime > SURELY_DEAD:
+            dead.append(path)
+    for path in dead:
+        path.unlink(missing_ok=True)
+        log.info("removed %s, which a killed DVC left", path)
+
+
+def _forget_experiment(git: Git, *, killed: bool) -> None:
+    root = Path(git.root_dir)
+    refs = root / _git(root, "rev-parse", "--git-path", EXEC_NAMESPACE)
+    left = list(refs.iterdir()) if refs.is_dir() else []
+    head, in_experiment = git.get_ref("HEAD", follow=False), git.get_ref(EXEC_HEAD)
+    for ref in left:  # git lists none that lead nowhere, and no lock
+        ref.unlink()
+        log.info("removed %s, which a killed experiment left", ref)
+    if (killed or in_experiment) and not head.startswith("refs/"):
+        branch = _git(root, "rev-parse", "--symbolic-full-name", "@{-1}")
+        if branch and git.get_ref(branch) == head:  # nothing was committed meanwhile
+            git.set_ref("HEAD", branch, symbolic=True, message="recovery: the branch is back")
+            log.warning("a killed experiment had left %s: it is the current branch again", branch)
+    if killed and (stash := _git(root, "stash", "list", "--max-count=1")):
+        log.warning("if the edits in git's %s are yours, `git stash pop` brings them back", stash)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What a git command prints; nothing if it fails."""
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, check=False, encoding="utf-8"
+    )
+    return done.stdout.strip()
 
 
 def main() -> None:

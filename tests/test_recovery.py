@@ -1,11 +1,17 @@
 """What DVC writes in place, cut off at every length, is mended; what is whole is left alone."""
 
+import json
+import os
+import platform
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from dvc.dvcfile import Lockfile
 from dvc.repo import Repo
+from dvc.repo.experiments.refs import EXEC_BASELINE, EXEC_BRANCH, EXEC_HEAD, EXEC_NAMESPACE
 
 from dsfer.errors import DsferError
 from pipeline.recovery import recover
@@ -39,9 +45,72 @@ def project(tmp_path: Path) -> Path:
 
 def test_a_whole_project_is_left_alone(project):
     rwlock = project / ".dvc/tmp/rwlock"
-    rwlock.write_text('{"read": {}}')
+    held = json.dumps({"write": {"a": {"pid": os.getpid(), "cmd": "dvc repro"}}, "read": {}})
+    rwlock.write_text(held)
     recover(project)
-    assert (rwlock.read_text(), (project / "dvc.lock").read_text()) == ('{"read": {}}', LOCK)
+    assert (rwlock.read_text(), (project / "dvc.lock").read_text()) == (held, LOCK)
+
+
+def test_locks_of_dead_processes_go_even_if_others_have_their_numbers(project):
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    rwlock = project / ".dvc/tmp/rwlock"
+    for pid, written in ((dead.pid, time.time()), (os.getpid(), 1e9)):
+        entry = {"pid": pid, "cmd": "dvc repro"}
+        rwlock.write_text(json.dumps({"write": {"a": entry}, "read": {"b": [entry]}}))
+        os.utime(rwlock, (written, written))
+        recover(project)
+        assert not rwlock.exists()
+
+
+def test_unfinished_entries_of_the_run_cache_go(project):
+    runs = project / ".dvc/cache/runs"
+    kept, cut = runs / "ab/abc/012", runs / "ab/abd/.AbcdefghijklmnopqrstUv.tmp"
+    empty = runs / "ac/acc"
+    for file in (kept, cut):
+        file.parent.mkdir(parents=True)
+        file.write_text(LOCK)
+    empty.mkdir(parents=True)
+    recover(project)
+    assert [path for path in runs.glob("*/*") if path.is_dir()] == [kept.parent]
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_temporary_files_of_the_dead_go(project, monkeypatch):
+    cache, deep = project / ".dvc/cache/files/md5", project / "data/a/b"
+    (cache / "ab").mkdir(parents=True)
+    (deep / f".tmp-{platform.node()}-{2**22 + 1}-x").mkdir(parents=True)
+    name = "AbcdefghijklmnopqrstUv.tmp"
+    cached = [cache / f".{name}", cache / "ab" / f".{name}", cache / "ab" / f"c.dir.{name}"]
+    for file in (*cached, deep / f".{name}", deep / "mine.tmp", deep / ".tmp-other-1-x"):
+        file.touch()
+    recover(project)
+    assert sorted(path.name for path in deep.iterdir()) == [".tmp-other-1-x", "mine.tmp"]
+    assert all(file.exists() for file in cached)  # somebody may still write them
+    monkeypatch.setattr("pipeline.recovery.SURELY_DEAD", -1)
+    recover(project)
+    assert not any(file.exists() for file in cached)
+
+
+def test_the_branch_comes_back_that_an_experiment_had_left(project):
+    def current() -> str:
+        return (project / ".git/HEAD").read_text().strip()
+
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message", "all")
+    branch = current()
+    git(project, "checkout", "--quiet", "--detach")
+    recover(project)
+    assert current() != branch  # somebody wanted it so
+    git(project, "update-ref", EXEC_HEAD, "HEAD")
+    git(project, "symbolic-ref", EXEC_BRANCH, "refs/exps/gone")
+    (project / ".git" / f"{EXEC_BASELINE}.lock").touch()
+    recover(project)
+    assert current() == branch
+    assert list((project / ".git" / EXEC_NAMESPACE).iterdir()) == []
+    git(project, "checkout", "--quiet", "--detach")
+    recover(project)
+    assert current() != branch
 
 
 @pytest.mark.parametrize("committed", [True, False])
