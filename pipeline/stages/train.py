@@ -195,10 +195,8 @@ def live_reporter(live: Live) -> Callable[[Record], None]:
 def stop_on_signals() -> Callable[[], bool]:
     """A question that becomes true once the process is told to stop (Ctrl-C, SIGTERM).
 
-    The death of the process that started this one tells it too: nobody would see it train on.
     A step that takes longer than `PATIENCE` is given up.
     """
-    parent = os.getppid()
     received: list[int] = []
 
     def receive(number: int, _frame: object) -> None:
@@ -210,7 +208,7 @@ def stop_on_signals() -> Callable[[], bool]:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, receive)
-    return lambda: bool(received) or os.getppid() != parent
+    return lambda: bool(received)
 
 
 def _give_up() -> None:
