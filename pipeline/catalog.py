@@ -4,8 +4,9 @@ import re
 from functools import cache
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -32,6 +33,7 @@ class Archive(Frozen):
         name: file name under `data/downloads/<dataset>/`, as the authors call it.
         kind: container format; decides the magic bytes, the integrity test and the extractor.
         urls: where it is, mirrors in the order to try; empty if it can only be fetched by hand.
+            They are printed and published; user and password come from `~/.netrc`.
         bytes: published size, or None.
         md5: published MD5 as 32 hex digits, or None.
         sha256: published SHA-256 as 64 hex digits, or None.
@@ -47,6 +49,18 @@ class Archive(Frozen):
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     into: str = ""
     by_hand: str
+
+    @field_validator("urls")
+    @classmethod
+    def _hold_no_password(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in map(urlsplit, urls):
+            if "@" in url.netloc:
+                raise ConfigError(
+                    "the address holds a user or a password",
+                    where=f"urls, {url.hostname}",
+                    mend="put them into ~/.netrc, where the download finds them",
+                )
+        return urls
 
 
 class Fragments(Frozen):

@@ -289,6 +289,7 @@ def _request(url: str, held: int) -> pycurl.Curl:
         pycurl.FOLLOWLOCATION: True,
         pycurl.MAXREDIRS: 10,
         pycurl.FAILONERROR: True,
+        pycurl.NETRC: pycurl.NETRC_OPTIONAL,
         pycurl.CAINFO: os.environ.get("SSL_CERT_FILE") or certifi.where(),
         pycurl.CONNECTTIMEOUT: STALLED,
         pycurl.LOW_SPEED_LIMIT: 1,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from ruamel.yaml import YAML
@@ -22,6 +23,16 @@ TINY = {
 STAGES = ["download", "crop", "split", "validate", "shard", "train", "evaluate", "report"]
 
 
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "secret-of-the-environment",
+    "AWS_SESSION_TOKEN": "token-of-the-environment",
+}
+"""In the environment of every command, and nowhere else afterwards."""
+
+STORED = "password-in-config-local"
+"""Of a remote that DVC knows by `.dvc/config.local`, which is in no repository."""
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "dvc", *arguments]
 
@@ -31,7 +42,7 @@ def environment() -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     who = {f"GIT_{role}_{key}": "tests@localhost" for role in ("AUTHOR", "COMMITTER")
            for key in ("NAME", "EMAIL")}  # fmt: skip
-    return os.environ | who | {"PATH": path}
+    return SECRETS | os.environ | who | {"PATH": path}
 
 
 def run(folder: Path, *arguments: str, fails: bool = False) -> str:
@@ -41,6 +52,7 @@ def run(folder: Path, *arguments: str, fails: bool = False) -> str:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False,
     )  # fmt: skip
     assert (done.returncode != 0) == fails, done.stdout
+    assert not any(secret in done.stdout for secret in (*SECRETS.values(), STORED))
     return done.stdout
 
 
@@ -91,15 +103,18 @@ def restore(folder: Path) -> None:
     dvc(folder, "checkout", "--force")
 
 
-def tiny_project(folder: Path) -> None:
+def tiny_project(folder: Path, params: dict[str, Any] = TINY) -> None:
     """Copy the project to `folder`, and its imagery beside that; nothing has been run."""
     imagery = folder.with_name("imagery")
     copy_project(folder)
     write_scenes(imagery)
     yaml = YAML()
-    params = yaml.load(folder / "params.yaml")
-    params.update(TINY | {"source": str(imagery)})
-    yaml.dump(params, folder / "params.yaml")
+    values = yaml.load(folder / "params.yaml")
+    values.update(params | {"source": str(imagery)})
+    yaml.dump(values, folder / "params.yaml")
+    (folder / ".dvc/config.local").write_text(
+        f"['remote \"vault\"']\n    url = s3://vault\n    secret_access_key = {STORED}\n"
+    )
     commit(folder, "project")
 
 

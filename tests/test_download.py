@@ -5,7 +5,10 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +22,7 @@ from pipeline import download
 from pipeline.catalog import Archive
 from pipeline.download import ROUNDS, downloads_folder, fetch
 from tests.disks import PAGE
+from tests.project import ROOT
 
 QUOTA_PAGE = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>"
 
@@ -55,12 +59,18 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, QUOTA_PAGE, kind="text/html; charset=utf-8")
         if self.path == "/other":
             return self.answer(200, CONTENT[:-1] + b"?")
+        if self.path == "/private" and self.headers.get("Authorization") != "Basic bWU6c2VjcmV0":
+            return self.answer(401, b"who are you?")
         if self.path == "/hop":
             self.send_response(302)
             self.send_header("Location", "/ok")
             self.send_header("Content-Length", "0")
             return self.end_headers()
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted else 0
+        if self.path == "/stall" and count == 1:
+            self.answer(200, CONTENT, cut=200_000)
+            self.wfile.flush()
+            return self.server.killed.wait(60)
         if self.path == "/no-range" or not wanted:
             return self.answer(200, CONTENT, cut=20_000 if self.path == "/cut" else None)
         if start >= len(CONTENT):
@@ -84,6 +94,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[tuple[str, str | None]] = []
+        self.killed = threading.Event()
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{path}"
@@ -149,6 +160,38 @@ def test_a_partial_file_of_an_earlier_run_is_continued(server, tmp_path):
     assert get(known(server, "ok"), tmp_path).read_bytes() == CONTENT
     assert server.requests == [("/ok", "bytes=12345-")]
     assert visible(tmp_path) == ["train.zip"]
+
+
+def test_a_kill_in_the_middle_loses_nothing_that_came(server, tmp_path):
+    wanted = known(server, "stall")
+    code = (
+        "import sys; from pathlib import Path; from pipeline.catalog import Archive; "
+        "from pipeline.download import fetch; "
+        "fetch(Archive.model_validate_json(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, wanted.model_dump_json(), str(tmp_path)]
+    partial = tmp_path / "train.zip.part"
+    with subprocess.Popen(command, cwd=ROOT) as downloading:
+        while not (partial.exists() and partial.stat().st_size) and downloading.poll() is None:
+            time.sleep(0.01)
+        downloading.kill()
+    server.killed.set()
+    held = partial.stat().st_size
+    assert 0 < held < len(CONTENT)
+    assert get(wanted, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [("/stall", None), ("/stall", f"bytes={held}-")]
+
+
+def test_user_and_password_come_from_netrc_and_are_not_repeated(
+    server, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password wrong-secret\n")
+    with pytest.raises(DownloadError) as caught:
+        get(known(server, "private"), tmp_path / "a")
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    assert get(known(server, "private"), tmp_path / "a").read_bytes() == CONTENT
+    assert "secret" not in f"{caught.value} {caplog.text}"
 
 
 def test_the_next_mirror_continues_what_the_first_began(server, tmp_path):
