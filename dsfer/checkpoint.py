@@ -11,25 +11,22 @@ from dsfer.distributed import shared_file
 from dsfer.errors import CheckpointError, first_line
 from dsfer.files import atomic_path
 
-SCHEMA = 1
+SCHEMA = 2
 
 log = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically, with the state of all random generators.
+    """Write a checkpoint atomically.
 
     Args:
         path: file to write.
         state: tensors, numbers, strings and containers of them; `fingerprint` says which run it
             belongs to.
     """
-    random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         try:
-            torch.save({**state, "schema": SCHEMA, "random": random}, file)
+            torch.save({**state, "schema": SCHEMA}, file)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # torch does not pass on why a write failed
                 raise error.__context__ from None
@@ -37,7 +34,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Read a checkpoint and restore the random generators; None where there is none yet.
+    """Read a checkpoint; None where there is none yet.
 
     No pickled code is run. With several ranks, all of them read the file of rank 0.
 
@@ -65,8 +62,5 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
             where=path,
             mend=mend,
         )
-    torch.set_rng_state(state["random"]["cpu"])
-    if torch.cuda.is_available() and "cuda" in state["random"]:
-        torch.cuda.set_rng_state(state["random"]["cuda"])
     log.info("continuing from step %d of %s", state["step"], path)
     return state

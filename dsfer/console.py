@@ -5,13 +5,20 @@ import logging
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
 from rich.logging import RichHandler
 
-from dsfer.errors import DownloadError, DsferError
+from dsfer.errors import DownloadError, DsferError, first_line
+from dsfer.files import write_json
+
+REPORT = "TORCHELASTIC_ERROR_FILE"
+"""Environment variable that names the file in which one of several processes says why it ended."""
 
 MENDS = {
     errno.ENOSPC: "make room on that disk, then run it again",
@@ -38,24 +45,31 @@ def run(main: Callable[[], object]) -> None:
     The exit status is 1 for what the user has to mend, be it the input or the disk; 75
     (`EX_TEMPFAIL`) for a failed download, which may go through when tried again; 130 after Ctrl-C.
     A programming error keeps its traceback. Of several processes that train together, the first
-    one speaks for all of them.
+    one logs, and whoever launched them says why they ended.
     """
-    rank = int(os.environ.get("RANK", "0"))  # set by torchrun
+    rank = int(os.environ.get("RANK", "0"))  # set by torchrun, as REPORT is
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     for ours in ("dsfer", "pipeline", "__main__"):  # a stage's own module is __main__
         logging.getLogger(ours).setLevel(logging.WARNING if rank else logging.INFO)
-    speaker = f"error of rank {rank}" if rank else "error"
+    speaker = f"error: rank {rank}" if rank else "error"
     try:
         main()
     except DsferError as error:
         _end(f"{speaker}: {error}", os.EX_TEMPFAIL if isinstance(error, DownloadError) else 1)
-    except OSError as error:
-        if error.errno not in MENDS:
-            raise
-        _end(f"{speaker}: {_refused(error)}", 1)
     except KeyboardInterrupt:
         _end("interrupted", 128 + signal.SIGINT)
+    except SystemExit as end:
+        if not isinstance(end.code, str):
+            raise
+        _end(end.code, 1)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in MENDS:
+            _end(f"{speaker}: {_refused(error)}", 1)
+        if REPORT not in os.environ:
+            raise
+        traceback.print_exc()
+        _end(f"{speaker}: {type(error).__name__}: {first_line(error)}", 1)
 
 
 def _refused(error: OSError) -> DsferError:
@@ -69,5 +83,23 @@ def _refused(error: OSError) -> DsferError:
 
 
 def _end(message: str, status: int) -> NoReturn:
+    if REPORT in os.environ:
+        end_now(message, status)
     print(message, file=sys.stderr)
     sys.exit(status)
+
+
+def end_now(message: str, status: int) -> NoReturn:
+    """End this process without waiting for anything: its threads, or others that it talks to.
+
+    One of several processes that train together reports the message to whoever launched it, before
+    its connections close and the others notice: the earliest report names the cause.
+    """
+    if REPORT in os.environ:
+        report = {"message": message, "timestamp": time.time()}
+        write_json(Path(os.environ[REPORT]), report)
+    else:
+        print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -5,22 +5,26 @@ only the hosts tell each other, which costs the GPU no pause. In one process eve
 the identity, so that training is the same code for any number.
 """
 
+import hashlib
 import io
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dsfer.errors import ConfigError, TrainingError
+from dsfer.errors import ConfigError, TrainingError, first_line
+
+LAUNCHER = "DSFER_LAUNCHER"
+"""Environment variable in which `dsfer.launcher` tells its processes its own number."""
 
 
 def launched() -> bool:
@@ -31,6 +35,11 @@ def launched() -> bool:
 def local_rank() -> int:
     """Number of this process on its machine, which is the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_processes() -> int:
+    """Number of processes on this machine that train together, which share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def rank() -> int:
@@ -45,9 +54,10 @@ def world_size() -> int:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Belong to the processes that torchrun started, for the length of the block.
+    """Belong to the processes that were launched together, for the length of the block.
 
-    This process ends when the launcher does, even if that is killed.
+    This process ends when the launcher does, even if that is killed. Of the others it waits to
+    hear for half an hour, torch's default, before it takes them for lost.
 
     Raises:
         TrainingError: the others are gone.
@@ -66,7 +76,7 @@ def joined(device: torch.device) -> Iterator[None]:
         if not _is_lost_contact(error):
             raise
         raise TrainingError(
-            f"rank {os.environ['RANK']} lost contact with the others",
+            f"lost contact with the other processes ({first_line(error)})",
             mend="see what ended them, then start again: training goes on where it was last saved",
         ) from error
 
@@ -76,13 +86,45 @@ def _is_lost_contact(error: RuntimeError) -> bool:
 
 
 def _end_with_launcher() -> None:
-    launcher = psutil.Process(os.getppid())
+    parent = os.getppid()
+    if os.environ.get(LAUNCHER, str(parent)) != str(parent):
+        os._exit(1)  # it died while this process imported torch
+    # The main thread may wait for another rank, and would not hear of it.
+    when_parent_ends(lambda: os._exit(1))
+
+
+def when_parent_ends(act: Callable[[], object]) -> None:
+    """Call `act` in a thread once the process that started this one has ended, however it did."""
+    parent = os.getppid()
 
     def watch() -> None:
-        launcher.wait()
-        os._exit(1)  # the main thread may wait for another rank, and would not hear of it
+        while os.getppid() == parent:  # changes at once, even where nobody buries the parent
+            time.sleep(0.2)
+        act()
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def check_same(run: str) -> None:
+    """Refuse to train together with a rank that would train something else.
+
+    Args:
+        run: says what this rank is about to train, on what data, by what code.
+
+    Raises:
+        ConfigError: rank 0 says otherwise.
+    """
+    if world_size() == 1:
+        return
+    mine = torch.frombuffer(bytearray(hashlib.sha256(run.encode()).digest()), dtype=torch.uint8)
+    first = mine.clone()
+    dist.broadcast(first, src=0)
+    if not torch.equal(mine, first):
+        raise ConfigError(
+            f"is about to train {run}, and rank 0 something else",
+            where=f"rank {rank()}",
+            mend="give all machines the same parameters, shards and code",
+        )
 
 
 def share_of(batch_size: int) -> int:
@@ -163,13 +205,11 @@ def shared_file(path: Path) -> BinaryIO | None:
 def replicated(model: nn.Module) -> nn.Module:
     """The model with gradients that are means over all ranks; the model itself in one process.
 
-    Its batch normalisation takes the statistics of all ranks: on CPUs by itself (see
-    `dsfer.models.batch_norm`), on GPUs by torch's own layer.
+    All ranks start from the weights of rank 0, and batch statistics are those of all ranks on each
+    of them (`dsfer.models.batch_norm`).
     """
     if world_size() == 1:
         return model
-    if next(model.parameters()).is_cuda:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
@@ -177,7 +217,8 @@ class Agreement:
     """A number per step that every rank hears alike: the largest that any of them said.
 
     With several ranks it is heard one step after it was said, so that no rank ever waits: by then
-    the hosts have exchanged it while the step was computed.
+    the hosts have exchanged it while the step was computed. What is said after the last step is
+    never heard.
     """
 
     def __init__(self) -> None:

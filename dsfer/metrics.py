@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from scipy.stats import DegenerateDataWarning, bootstrap
 from torch import Tensor
 
 COUNTS = ["tp", "fp", "fn", "tn"]
@@ -96,6 +95,8 @@ def f1_interval(scenes: pd.DataFrame, *, seed: int, resamples: int = 2000) -> tu
     if len(scenes) < 2:
         return float("nan"), float("nan")
     columns = tuple(scenes[name].to_numpy(dtype=float) for name in ("tp", "fp", "fn"))
+
+    from scipy.stats import DegenerateDataWarning, bootstrap  # slow to import; training needs none
 
     def f1(tp: Counts, fp: Counts, fn: Counts, axis: int = -1) -> Counts:
         hits = 2 * tp.sum(axis)

@@ -1,7 +1,8 @@
 """Training: forward, loss, step; validate now and then; keep the best; continue after a kill.
 
 One process or several (`dsfer.distributed`) run the same loop: each has its share of every batch,
-and all hold the same weights.
+and all hold the same weights. Whatever is random in a step is a function of seed, step and rank, so
+that no generator has a state to keep.
 """
 
 import logging
@@ -23,6 +24,7 @@ from dsfer.data.shards import TileShards
 from dsfer.data.transforms import apply_symmetries, draw_symmetries
 from dsfer.distributed import (
     Agreement,
+    check_same,
     rank,
     replicated,
     share_of,
@@ -127,6 +129,29 @@ def learning_rate(step: int, training: Training) -> float:
     )
 
 
+def samples_of_rank(order: np.ndarray, share: int, rank: int, ranks: int) -> np.ndarray:
+    """The part of an order of samples that one of several ranks takes.
+
+    Args:
+        order: (batches * ranks * share,) samples, one batch of all ranks after the other.
+        share: samples of a batch that each rank takes.
+        rank: which of them.
+        ranks: their number.
+
+    Returns:
+        (batches * share,) samples; in every batch the ranks' parts, one after the other, are the
+        batch that one process would take.
+    """
+    samples: np.ndarray = order.reshape(-1, ranks, share)[:, rank].ravel()
+    return samples
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed what a network draws in a step, as dropout does, for each rank in its own way."""
+    (drawn,) = np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)
+    torch.manual_seed(int(drawn))
+
+
 class Trainer:
     """One run: the network, its optimiser, its data, and where it saves its state.
 
@@ -143,7 +168,8 @@ class Trainer:
 
     Raises:
         LeakageError: a split other than train and val was given.
-        ConfigError: the batch does not divide by the number of processes.
+        ConfigError: the batch does not divide by the number of processes, or they were started
+            for different runs.
         CheckpointError: the checkpoint is damaged or of another run.
         TrainingError: the device has too little memory.
     """
@@ -173,6 +199,7 @@ class Trainer:
         self.training, self.inference = training, inference
         self.checkpoint, self.fingerprint = checkpoint, fingerprint
         self.share = share_of(training.batch_size)
+        check_same(f"run {fingerprint} in {inference.precision}")
         with enough_memory(training.batch_size):
             self._build(model, train, val)
             self._restore()
@@ -252,7 +279,7 @@ class Trainer:
                         loss=f"{record['train/loss']:.3f}", best_F1=f"{self.best_f1:.2f}"
                     )
                 wanted = STOP if stop() else GO_ON
-                if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                if rank() == 0 and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                     wanted, saved = max(wanted, SAVE), time.monotonic()
                 agreed = self.agreement.reach(wanted)
                 if agreed or self._validation_due():
@@ -282,8 +309,8 @@ class Trainer:
             seed=self.training.seed,
             sampling=self.training.sampling,
         )
-        left = order[self.step * size :].reshape(-1, world_size(), self.share)
-        return self.train_source.batches(left[:, rank()].ravel(), self.share)
+        mine = samples_of_rank(order[self.step * size :], self.share, rank(), world_size())
+        return self.train_source.batches(mine, self.share)
 
     def _train_step(self, pairs: Tensor, labels: Tensor) -> Tensor:
         """One step of the optimiser; returns the loss terms (3,) on the device."""
@@ -294,6 +321,7 @@ class Trainer:
             pairs, labels = apply_symmetries(
                 pairs, labels, drawn.to(pairs.device, non_blocking=True)
             )
+        seed_step(self.training.seed, self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.training)
         self.model.train()

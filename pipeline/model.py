@@ -82,9 +82,9 @@ def build_inference(
         log.info("precision: float32, since this %s does not compute in bf16", device.type)
     # float32 means float32: by default cuDNN convolves it in the shorter TF32.
     torch.backends.cudnn.allow_tf32 = precision != "float32"
-    return Inference(
-        mean.to(device), std.to(device), precision, batch_size=2 * settings.recipe.batch_size
-    )
+    # A device that trains on its share of a batch has room to predict twice that.
+    share = settings.recipe.batch_size // max(settings.params.processes, world_size())
+    return Inference(mean.to(device), std.to(device), precision, batch_size=max(2 * share, 1))
 
 
 def build_training(settings: Settings, train: TileShards, device: torch.device) -> Training:

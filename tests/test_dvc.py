@@ -99,7 +99,7 @@ def test_push_and_pull_carry_everything_to_another_clone(project, tmp_path):
 NO_RESULT = {  # messages, files, processes and parameters: none of them makes a number
     "dsfer/errors.py", "dsfer/files.py", "dsfer/paths.py", "dsfer/data/workers.py",
     "dsfer/checkpoint.py",
-    "dsfer/launcher.py", "dsfer/memory.py",
+    "dsfer/launcher.py", "dsfer/memory.py", "dsfer/signals.py", "dsfer/console.py",
     "pipeline/frozen.py", "pipeline/params.py", "pipeline/catalog.py", "pipeline/recipes.py",
     "pipeline/download.py", "pipeline/cluster.py", "pipeline/stages/__init__.py",
 }  # fmt: skip

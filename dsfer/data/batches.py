@@ -11,6 +11,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from dsfer.distributed import local_processes
+
 log = logging.getLogger(__name__)
 
 Sampling = Literal["epochs", "repeated"]
@@ -146,7 +148,7 @@ class BatchSource:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Free bytes where a device computes."""
+    """Free bytes where a device computes; main memory is shared out among those that train there."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().available) // local_processes()

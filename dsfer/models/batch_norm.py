@@ -11,8 +11,8 @@ from dsfer.distributed import mean_over_ranks, world_size
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation that, in training, takes its statistics from the batch of all processes.
 
-    `nn.SyncBatchNorm` is the same in faster kernels, which exist on GPUs only. In one process, and
-    in its state dict, this is `nn.BatchNorm2d`.
+    `nn.SyncBatchNorm` is the same for GPUs only, and torch.compile does not look into it. In one
+    process, and in its state dict, this is `nn.BatchNorm2d`.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -22,7 +22,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         return super().forward(input)
 
     def _over_ranks(self, x: Tensor) -> Tensor:
-        local_var, local_mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        values = x.to(torch.promote_types(x.dtype, torch.float32))  # bf16 has too few digits
+        local_var, local_mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
         # Second moments in float64: their difference to the squared mean loses no digit there.
         first, second = local_mean.double(), local_var.double() + local_mean.double().square()
         mean, second = mean_over_ranks(torch.stack((first, second)))
@@ -30,8 +31,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         self._follow(mean, var, count=world_size() * x.numel() // x.shape[1])
         scale = self.weight * (var + self.eps).rsqrt()
         shift = self.bias - mean * scale
-        normalised: Tensor = x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
-        return normalised
+        scale, shift = (part.to(values.dtype)[:, None, None] for part in (scale, shift))
+        normalised: Tensor = values * scale + shift
+        return normalised.to(x.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor, *, count: int) -> None:

@@ -8,9 +8,7 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -25,6 +23,7 @@ from dsfer.distributed import check_share, joined, launched, local_rank, rank
 from dsfer.errors import TrainingError
 from dsfer.files import atomic_path, naming, sha256_file, write_json
 from dsfer.launcher import launch
+from dsfer.signals import stop_on_signals
 from dsfer.training import Interrupted, Record, Trained, Trainer
 from dsfer.weights import Metadata, save_weights
 from pipeline.model import (
@@ -37,9 +36,6 @@ from pipeline.model import (
 )
 from pipeline.params import Settings, current_settings
 from pipeline.stages import run
-
-PATIENCE = 7.0
-"""Seconds in which a run that is told to stop may finish its step and save its state."""
 
 MACHINE_KEYS = ("device", "processes", "compile", "in_memory", "workers", "cluster", "overlap")
 """Parameters that a run may be continued with other values of."""
@@ -64,16 +60,8 @@ def main() -> None:
         launch_processes(settings)
         return
     device = choose_device(settings.params.device)
-    train, val = (
-        TileShards(settings.folder / "shards" / split, verify=local_rank() == 0)
-        for split in ("train", "val")
-    )
-    fingerprint = run_fingerprint(settings, train, val)
-    resume = resume_folder(fingerprint)
-    with joined(device), sole_use(resume) if rank() == 0 else nullcontext():
-        train_network(settings, train, val, device, fingerprint, resume)
-        if rank() == 0:
-            shutil.rmtree(resume)
+    with joined(device):
+        train_from_shards(settings, device)
 
 
 def launch_processes(settings: Settings) -> None:
@@ -83,6 +71,20 @@ def launch_processes(settings: Settings) -> None:
     if choose_device(settings.params.device).type == "cuda":
         check_gpus(processes)
     launch([sys.executable, "-m", "pipeline.stages.train"], processes)
+
+
+def train_from_shards(settings: Settings, device: torch.device) -> None:
+    """Train one run to its end, and forget its state; one process a machine hashes the shards."""
+    train, val = (
+        TileShards(settings.folder / "shards" / split, verify=local_rank() == 0)
+        for split in ("train", "val")
+    )
+    fingerprint = run_fingerprint(settings, train, val)
+    resume = resume_folder(fingerprint)
+    with sole_use(resume) if rank() == 0 else nullcontext():
+        train_network(settings, train, val, device, fingerprint, resume)
+        if rank() == 0:
+            shutil.rmtree(resume)
 
 
 def train_network(
@@ -118,7 +120,7 @@ def train_network(
             for name, value in trained.best.items():
                 live.summary[f"best/{name.removeprefix('val/')}"] = value
     except Interrupted as reason:
-        sys.exit(f"interrupted: {reason}" if rank() == 0 else 1)
+        sys.exit(f"interrupted: {reason}")
     write_outputs(settings, train, trained, trainer, out)
 
 
@@ -190,32 +192,6 @@ def live_reporter(live: Live) -> Callable[[Record], None]:
         live.make_summary()  # type: ignore[no-untyped-call] # metrics.json is always current
 
     return report
-
-
-def stop_on_signals() -> Callable[[], bool]:
-    """A question that becomes true once the process is told to stop (Ctrl-C, SIGTERM).
-
-    A step that takes longer than `PATIENCE` is given up.
-    """
-    received: list[int] = []
-
-    def receive(number: int, _frame: object) -> None:
-        if not received:
-            late = threading.Timer(PATIENCE, _give_up)
-            late.daemon = True
-            late.start()
-        received.append(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, receive)
-    return lambda: bool(received)
-
-
-def _give_up() -> None:
-    print(
-        "interrupted: the next run goes on from the state saved last", file=sys.stderr, flush=True
-    )
-    os._exit(1)
 
 
 def write_outputs(

@@ -1,0 +1,45 @@
+"""How a training process is told to stop, and the time it has to do so."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from dsfer.console import end_now
+
+PATIENCE = 7.0
+"""Seconds in which a run that is told to stop may finish its step and save its state."""
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""Signals that ask a run to stop."""
+
+
+def stop_on_signals() -> Callable[[], bool]:
+    """A question that becomes true once the process is told to stop (Ctrl-C, SIGTERM).
+
+    The death of the process that started this one tells it too: nobody would see it train on.
+    A step that takes longer than `PATIENCE` is given up.
+    """
+    parent = os.getppid()
+    told = threading.Event()
+    # Python runs its handlers between two instructions of the main thread, which may wait for a
+    # GPU or another rank meanwhile; the number of the signal is written here all the same.
+    received, written = socket.socketpair()
+    written.setblocking(False)
+
+    def watch() -> None:
+        while received.recv(1)[0] not in STOPPING:  # the end of a loader's worker comes here too
+            pass
+        told.set()
+        time.sleep(PATIENCE)
+        print(file=sys.stderr)  # the progress bar stays on its line
+        end_now("interrupted: the next run goes on from the state saved last", 1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    for number in STOPPING:
+        signal.signal(number, lambda *_: told.set())
+    signal.set_wakeup_fd(written.detach())
+    return lambda: told.is_set() or os.getppid() != parent
