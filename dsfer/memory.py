@@ -1,4 +1,4 @@
-"""What to say when memory does not suffice."""
+"""What to say when the memory of the GPU does not suffice."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +17,7 @@ def enough_memory(batch_size: int) -> Iterator[None]:
         batch_size: `batch_size` of the parameters, pairs over all processes.
 
     Raises:
-        TrainingError: the GPU has too little memory, or a process that reads ahead was killed,
-            which is how a machine without memory ends.
+        TrainingError: the GPU has too little memory.
     """
     try:
         yield
@@ -33,13 +32,4 @@ def enough_memory(batch_size: int) -> Iterator[None]:
             f"the GPU ran out of memory with batch_size {batch_size}",
             where="batch_size",
             mend=smaller,
-        ) from error
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise TrainingError(
-            "a process that reads tiles ahead was killed",
-            where="workers",
-            mend="see whether the machine's memory ran out, and try fewer workers; training goes "
-            "on where it was last saved",
         ) from error

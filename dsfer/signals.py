@@ -31,7 +31,7 @@ def stop_on_signals() -> Callable[[], bool]:
     written.setblocking(False)
 
     def watch() -> None:
-        while received.recv(1)[0] not in STOPPING:  # the end of a loader's worker comes here too
+        while received.recv(1)[0] not in STOPPING:  # whatever else Python handles comes here too
             pass
         told.set()
         time.sleep(PATIENCE)

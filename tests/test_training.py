@@ -37,11 +37,11 @@ TRAINING = Training(
 )
 
 
-def trainer(folder: Path, **changes) -> Trainer:
+def trainer(folder: Path, model: torch.nn.Module | None = None, **changes) -> Trainer:
     torch.manual_seed(0)
     inference = Inference(torch.full((3,), 100.0), torch.full((3,), 50.0), batch_size=8)
     return Trainer(
-        dsfer.create_model("dsfer-net", width=0.125, image_size=32, hopfield_dim=16),
+        model or dsfer.create_model("dsfer-net", width=0.125, image_size=32, hopfield_dim=16),
         MemoryTiles(10, 32, "train"),
         MemoryTiles(8, 32, "val", seed=1),
         dataclasses.replace(TRAINING, **changes),
@@ -92,6 +92,34 @@ def counted(*batch):
 run._train_step = counted
 run.fit()
 """
+
+
+class Forgetful(torch.nn.Module):
+    """A network with dropout, which notes what it drops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = dsfer.create_model("dsfer-net", width=0.125, image_size=32, hopfield_dim=16)
+        self.masks: list[torch.Tensor] = []
+
+    def forward(self, t1: torch.Tensor, t2: torch.Tensor):
+        if self.training:
+            self.masks.append(torch.nn.functional.dropout(torch.ones_like(t1), 0.3))
+            t1 = t1 * self.masks[-1]
+        return self.net(t1, t2)
+
+
+def test_dropout_repeats_after_a_restart(tmp_path):
+    asked = []
+    with pytest.raises(Interrupted, match="step 3"):
+        trainer(tmp_path, model=Forgetful()).fit(stop=lambda: asked.append(1) or len(asked) == 3)
+    again, undisturbed = (
+        trainer(folder, model=Forgetful()) for folder in (tmp_path, tmp_path / "undisturbed")
+    )
+    assert identical(again.fit().states, undisturbed.fit().states)
+    first, second = undisturbed.model.masks[:2]
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("kill_at", [3, 7])

@@ -148,7 +148,7 @@ class BatchSource:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Free bytes where a device computes; main memory is shared out among those that train there."""
+    """Free bytes where a device computes; processes that train together share main memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available) // local_processes()
