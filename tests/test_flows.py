@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 
 from pipeline import operate
 from tests.project import commit, dvc, environment, restore, run
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.xdist_group("dvc")  # the same project, one after the other
 
@@ -58,8 +58,8 @@ class Operation:
         now = self.client.read_flow_run(flow_run.id).state
         return now.name if now and now.is_final() else ""
 
-    def finish(self, flow_run: FlowRun, seconds: float = 200) -> str:
-        return wait_for(lambda: self.state(flow_run), seconds)
+    def finish(self, flow_run: FlowRun) -> str:
+        return wait_for(lambda: self.state(flow_run))
 
     def message(self, flow_run: FlowRun) -> str:
         return self.client.read_flow_run(flow_run.id).state.message
@@ -204,7 +204,7 @@ def test_parameters_that_exclude_each_other_end_the_run_with_the_reason(operatio
 
 def test_a_sweep_is_one_table_and_says_which_experiment_failed(operation):
     flow_run = operation.start("sweep/local", grid={"lambda": [0.2, 1e300]}, jobs=2)
-    assert operation.finish(flow_run, 400) == "Failed"
+    assert operation.finish(flow_run) == "Failed"
     assert "1 of 2 experiments have no result" in operation.message(flow_run)
     good, bad = json.loads(operation.artifacts(flow_run)["sweep"].data)
     assert (good["lambda"], good["status"]) == (0.2, "done")
@@ -231,10 +231,10 @@ def test_a_sweep_that_is_stopped_stops_training_and_leaves_no_queue(project):
         second = run(project, *sweep_command({"seed": [3]}), fails=True)
         assert f"another sweep (process {sweep.pid}" in second
         sweep.send_signal(signal.SIGINT)
-        printed, _ = sweep.communicate(timeout=60)
+        printed, _ = sweep.communicate(timeout=PATIENCE)
     assert sweep.returncode == 1
     assert "stopped with 2 experiments to do" in printed
-    wait_for(lambda: not training(project), 60)
+    wait_for(lambda: not training(project))
     assert not {"Queued", "Running"} & set(dvc(project, "queue", "status").split())
     shutil.rmtree(project / ".dvc/tmp/resume")
 
@@ -284,9 +284,9 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
         assert saved_state(project)
 
         third = operation.start("stage/local", name="train")
-        wait_for(lambda: "continuing from step" in operation.log(third), 200)
+        wait_for(lambda: "continuing from step" in operation.log(third))
         operation.started("worker-cpu").send_signal(signal.SIGKILL)
-        wait_for(lambda: not training(project), 60)
+        wait_for(lambda: not training(project))
         assert operation.finish(third) == "Crashed"
         dvc(project, "status")  # no lock is left
     finally:
@@ -297,4 +297,4 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
 
 def saved_state(project: Path) -> bool:
     """Wait until training has saved its state."""
-    return bool(wait_for(lambda: list(project.glob(".dvc/tmp/resume/*/last.pt")), 200))
+    return bool(wait_for(lambda: list(project.glob(".dvc/tmp/resume/*/last.pt"))))

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from pipeline.commands import Command, CommandError
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(100)"]
 
@@ -75,7 +75,7 @@ def test_a_killed_guard_leaves_nothing_once_the_block_ends(tmp_path):
         guard = psutil.Process(running._process.pid)
         (child,) = guard.children()
         guard.kill()
-    wait_for(lambda: gone(child), 60)
+    wait_for(lambda: gone(child))
 
 
 @pytest.mark.parametrize("told", [signal.SIGTERM, None], ids=["told to end", "caller dies"])
@@ -97,5 +97,5 @@ def test_what_does_not_stop_when_asked_is_killed(tmp_path, told):
             guard.send_signal(told)
         else:
             guard.stdin.close()
-        assert guard.wait(60) == 128 + signal.SIGKILL
-        wait_for(lambda: gone(child) and gone(grandchild), 60)
+        assert guard.wait(PATIENCE) == 128 + signal.SIGKILL
+        wait_for(lambda: gone(child) and gone(grandchild))
