@@ -49,7 +49,7 @@ def run(folder: Path, *arguments: str, fails: bool = False) -> str:
     """What a command prints; its exit status must be as expected."""
     done = subprocess.run(
         arguments, cwd=folder, env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600, check=False,
     )  # fmt: skip
     assert (done.returncode != 0) == fails, done.stdout
     assert not any(secret in done.stdout for secret in (*SECRETS.values(), STORED))
