@@ -15,7 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from dsfer.data.labels import LABEL_RULES
 from dsfer.errors import ConfigError
 from dsfer.files import atomic_path
-from dsfer.models import VARIANTS, list_models
+from dsfer.models import VARIANTS
 from dsfer.paths import location
 from pipeline.catalog import CATALOG, OWN_DATA, DatasetEntry, Policy, Release, catalog_entry
 from pipeline.frozen import Frozen, did_you_mean, parse
@@ -31,6 +31,10 @@ Part = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Workers = Annotated[int, Field(ge=1)]
 Scheduler = Annotated[str, Field(pattern=r"^(tcp|tls)://[^/@\s]+:\d+$")]
+
+
+TRAINABLE = ("dsfer-net",)
+"""Networks that have recipes here; the others of `dsfer.list_models()` are built and imported."""
 
 
 class Params(Frozen):
@@ -212,7 +216,7 @@ def load_params(path: Path = PARAMS, changes: Mapping[str, Any] | None = None) -
     if isinstance(values, dict):
         values |= changes or {}
     params = parse(Params, values, path)
-    _check_choice("model", params.model, list_models())
+    _check_choice("model", params.model, TRAINABLE)
     _check_choice("variant", params.variant, VARIANTS)
     if params.label_rule is not None:
         _check_choice("label_rule", params.label_rule, tuple(LABEL_RULES))
