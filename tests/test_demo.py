@@ -5,12 +5,13 @@ from functools import cache
 import numpy as np
 import pytest
 import rasterio
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from dsfer.baseline import counts, difference, fit_threshold
+from dsfer.baseline import count_tiles, difference, fit_threshold
 from dsfer.data import demo
 from dsfer.data.demo_canvas import Canvas, Roof, Tree
 from dsfer.data.demo_light import Light, cast_shadow, shine
@@ -110,7 +111,7 @@ def test_large_differences_outside_the_label():
     inside = outside = 0
     for index in range(4):
         t1, t2, label = pair(index)
-        strong = difference(np.stack([t1, t2])) > 2
+        strong = difference(torch.from_numpy(np.stack([t1, t2]))[None])[0].numpy() > 2
         inside += int((strong & (label > 0)).sum())
         outside += int((strong & (label == 0)).sum())
     assert inside > 0
@@ -122,9 +123,10 @@ def test_baseline_is_poor():
     for t1, t2, label in map(pair, range(6)):
         changed = (label > 0).astype(np.uint8)
         for part in (np.s_[:128, :128], np.s_[128:, :128], np.s_[:128, 128:], np.s_[128:, 128:]):
-            tiles.append((np.stack([t1[part], t2[part]]), changed[part]))
-    total = counts(tiles, fit_threshold(tiles)).sum()
-    f1 = 2 * total.tp / (2 * total.tp + total.fp + total.fn)
+            images = np.stack([t1[part], t2[part]])
+            tiles.append((torch.from_numpy(images)[None], torch.from_numpy(changed[part])[None]))
+    tp, fp, fn, _ = count_tiles(tiles, fit_threshold(tiles)).sum(dim=0).tolist()
+    f1 = 2 * tp / (2 * tp + fp + fn)
     assert f1 < 0.4
 
 

@@ -122,7 +122,7 @@ def experiments(project: Path) -> dict[str, dict[str, Any]]:
 
 
 def copies(project: Path) -> list[Path]:
-    return [path for path in (project / ".dvc/tmp/flows").iterdir() if path.is_dir()]
+    return [path for path in project.glob(".dvc/tmp/flows/*") if path.is_dir()]
 
 
 def test_a_run_with_parameters_becomes_an_experiment_and_shows_its_results(operation):
