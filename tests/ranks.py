@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which the first optimiser imports otherwise, in every rank
 from torch.distributed import TCPStore
 
 import dsfer
@@ -32,7 +33,10 @@ def build(
     folder: Path, *, val: int = 7, fingerprint: str = "run", model: torch.nn.Module | None = None,
     **changes: object,
 ) -> Trainer:  # fmt: skip
-    """A small training whose ranks have unlike shares of changed, unchanged and ignored pixels."""
+    """A small training whose ranks have unlike shares of changed, unchanged and ignored pixels.
+
+    Its optimiser has no square roots of tiny numbers, which make rounding visible.
+    """
     torch.manual_seed(0)
     train = MemoryTiles(10, 32, "train")
     train.labels[::3, :20] = 255
@@ -41,7 +45,7 @@ def build(
         model or dsfer.create_model("dsfer-net", width=0.125, image_size=32, hopfield_dim=16),
         train,
         MemoryTiles(val, 32, "val", seed=1),
-        dataclasses.replace(TRAINING, **changes),
+        dataclasses.replace(TRAINING, **{"optimiser": "sgd", "lr": 0.03} | changes),
         Inference(torch.full((3,), 100.0), torch.full((3,), 50.0), batch_size=4),
         checkpoint=folder / "last.pt",
         fingerprint=fingerprint,

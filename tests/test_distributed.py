@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.xdist_group("distributed")  # one server of processes, 
 OTHER = {
     "loss": ChangeLoss(0.5, (1.2, 5.0), "printed", "released"),
     "sampling": "repeated", "symmetries": False, "ema": 0.0, "schedule": "linear",
-    "iterations": 5, "validate_every": 5,
+    "optimiser": "adam", "lr": 2e-3, "iterations": 5, "validate_every": 5,
 }  # fmt: skip
 """What `build` does not do by itself."""
 
@@ -130,15 +131,26 @@ def runs(tmp_path_factory):
 def assert_alike(found: dict, expected: dict) -> None:
     """Weights and records are those of the other run within what float32 rounding explains."""
     for which in ("last", "best"):
-        torch.testing.assert_close(found[which], expected[which], rtol=2e-4, atol=2e-5)
-    assert len(found["history"]) == len(expected["history"])
-    for record, other in zip(found["history"], expected["history"], strict=True):
-        assert record == pytest.approx(other, rel=1e-4, abs=1e-4, nan_ok=True)
+        torch.testing.assert_close(found[which], expected[which], rtol=1e-4, atol=1e-6)
+    assert_same_losses(found["history"], expected["history"])
 
 
-@pytest.mark.parametrize("which", ["whole", "other"])
-def test_two_processes_train_as_one_does(runs, which):
-    assert_alike(runs["first"][which], runs["one"][which])
+def assert_same_losses(found: list[dict], expected: list[dict]) -> None:
+    names = ("step", "lr", "train/loss", "train/ce", "train/dice")
+    assert len(found) == len(expected)
+    for record, other in zip(found, expected, strict=True):
+        assert [record[name] for name in names] == pytest.approx(
+            [other[name] for name in names], rel=1e-5
+        )
+        assert record.keys() == other.keys()
+        # A pixel at the border of the classes may fall to either side.
+        assert record.get("val/F1") == pytest.approx(other.get("val/F1"), abs=0.2)
+
+
+def test_two_processes_train_as_one_does(runs):
+    assert_alike(runs["first"]["whole"], runs["one"]["whole"])
+    # Adam divides by the root of what is rounding alone, where a weight has no gradient.
+    assert_same_losses(runs["first"]["other"]["history"], runs["one"]["other"]["history"])
 
 
 @pytest.mark.parametrize("which", ["whole", "other", "one to two"])
@@ -438,12 +450,12 @@ def node(folder: Path, port: int, number: int) -> None:
 
 
 def test_two_machines_train_as_one_process_does(runs, tmp_path):
-    with torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False) as free:
-        port = free.port
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
     nodes = [start(node, tmp_path, port, number) for number in range(2)]
     for process in nodes:
         process.join(SECONDS)
     assert [process.exitcode for process in nodes] == [0, 0]
     state = load_checkpoint(tmp_path / "last.pt", "run")
-    torch.testing.assert_close(state["model"], runs["one"]["whole"]["last"], rtol=2e-4, atol=2e-5)
+    torch.testing.assert_close(state["model"], runs["one"]["whole"]["last"], rtol=1e-4, atol=1e-6)
     assert state["step"] == 12
