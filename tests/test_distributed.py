@@ -131,7 +131,7 @@ def runs(tmp_path_factory):
 def assert_alike(found: dict, expected: dict) -> None:
     """Weights and records are those of the other run within what float32 rounding explains."""
     for which in ("last", "best"):
-        torch.testing.assert_close(found[which], expected[which], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[which], expected[which], rtol=1e-4, atol=1e-5)
     assert_same_losses(found["history"], expected["history"])
 
 
@@ -457,5 +457,5 @@ def test_two_machines_train_as_one_process_does(runs, tmp_path):
         process.join(SECONDS)
     assert [process.exitcode for process in nodes] == [0, 0]
     state = load_checkpoint(tmp_path / "last.pt", "run")
-    torch.testing.assert_close(state["model"], runs["one"]["whole"]["last"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(state["model"], runs["one"]["whole"]["last"], rtol=1e-4, atol=1e-5)
     assert state["step"] == 12
