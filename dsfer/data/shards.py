@@ -282,6 +282,11 @@ def _read_index(path: Path) -> dict[str, Any]:
     keys = {"split", "split_hash", "tile_size", "count", "shards", "tiles", *Statistics._fields}
     if not isinstance(index, dict) or index.get("schema") != SCHEMA or not keys <= index.keys():
         raise ShardError(f"not an index of schema {SCHEMA}", where=path, mend=_REWRITE)
+    try:
+        _check_entries(index)
+    except (TypeError, ValueError) as error:
+        problem = f"not an index of schema {SCHEMA} ({error})"
+        raise ShardError(problem, where=path, mend=_REWRITE) from error
     counts = (len(index["tiles"]), sum(shard["count"] for shard in index["shards"]))
     if counts != (index["count"], index["count"]):
         raise ShardError(
@@ -290,6 +295,25 @@ def _read_index(path: Path) -> dict[str, Any]:
             mend=_REWRITE,
         )
     return index
+
+
+def _check_entries(index: dict[str, Any]) -> None:
+    """Raise TypeError or ValueError where an entry of an index is not what it should be."""
+    shards = [_Shard(**entry) for entry in index["shards"]]
+    texts = [index["split"], index["split_hash"], *index["tiles"]]
+    texts += [text for shard in shards for text in (shard.file, shard.sha256)]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a name is no text")
+    if any(Path(shard.file).name != shard.file for shard in shards):
+        raise ValueError("a shard lies elsewhere")
+    numbers = [
+        index["tile_size"],
+        *(size for shard in shards for size in (shard.bytes, shard.count)),
+    ]
+    if not shards or min(operator.index(number) for number in numbers) < 1:
+        raise ValueError("a size is not positive")
+    if [len([float(x) for x in index[name]]) for name in Statistics._fields] != [3, 3, 2]:
+        raise ValueError("the statistics are not those of three bands and two classes")
 
 
 def _read_rows(path: Path, ids: Sequence[str]) -> pd.DataFrame:
@@ -342,10 +366,12 @@ def _checked_offsets(
     headers = {member: npy_header((side, side, 3)) for member in ("t1", "t2")}
     headers["label"] = npy_header((side, side))
     starts = []
-    for number, (name, (offset, _)) in enumerate(members.items()):
-        header = headers[MEMBERS[number % len(MEMBERS)]]
+    for number, (name, (offset, size)) in enumerate(members.items()):
+        member = MEMBERS[number % len(MEMBERS)]
+        header = headers[member]
         start = offset + len(header)
-        if data[offset:start].tobytes() != header:
+        pixels = side * side * (1 if member == "label" else 3)
+        if data[offset:start].tobytes() != header or size != len(header) + pixels:
             raise damaged(f"member {name} is no uint8 array of {side} x {side} pixels")
         starts.append(start)
     return np.array(starts, np.int64).reshape(-1, len(MEMBERS))
