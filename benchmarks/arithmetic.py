@@ -1,13 +1,19 @@
 """How much arithmetic the network is, and how much the device does."""
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.side_by_side import clock
 from dsfer.models.output import ChangeOutput
 
 REPEATS = 5
+
+CHANNELS, PIXELS = 256, 64
+"""Of the convolution: one in the middle of VGG-16."""
 
 
 def flops_of_pair(model: nn.Module, size: int, *, training: bool) -> float:
@@ -26,12 +32,28 @@ def flops_of_pair(model: nn.Module, size: int, *, training: bool) -> float:
     return float(counter.get_total_flops())
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
-    """Floating point operations per second in a product of square matrices, the best of a few."""
+def best_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating point operations per second that the device is seen to do, at its best.
+
+    The best of a few large matrix products and convolutions: libraries differ in which of the two
+    they do better.
+    """
+    gpu = device.type == "cuda"
+    side, batch = (8192, 64) if gpu else (2048, 4)
     a, b = torch.ones(2, side, side, device=device, dtype=dtype)
+    image = torch.ones(batch, CHANNELS, PIXELS, PIXELS, device=device, dtype=dtype)
+    image = image.to(memory_format=torch.channels_last)
+    kernel = torch.ones(CHANNELS, CHANNELS, 3, 3, device=device, dtype=dtype)
+    kernel = kernel.to(memory_format=torch.channels_last)
+    work: dict[Callable[[], Tensor], float] = {
+        lambda: torch.mm(a, b): 2 * side**3,
+        lambda: conv2d(image, kernel, padding=1): 2 * 9 * CHANNELS**2 * PIXELS**2 * batch,
+    }
     best = 0.0
-    for _ in range(REPEATS):
-        started = clock()
-        torch.mm(a, b)
-        best = max(best, 2 * side**3 / (clock() - started))
+    with torch.no_grad():
+        for _ in range(REPEATS):
+            for do, flops in work.items():
+                started = clock()
+                do()
+                best = max(best, flops / (clock() - started))
     return best
