@@ -37,11 +37,6 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def local_processes() -> int:
-    """Number of processes on this machine that train together, which share its memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 def rank() -> int:
     """Number of this process; 0 writes what is written."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -71,7 +71,7 @@ class Training:
         validate_every: steps between validations.
         seed: of sample order and symmetries.
         compile: run the network through torch.compile.
-        in_memory: hold the tiles in memory, stream them, or None to decide by what is free.
+        in_memory: hold the tiles in memory, stream them, or None to decide by what a GPU has free.
         workers: threads that read ahead when streaming, for each process that trains.
         optimiser: what moves the weights.
         momentum: of `sgd`, or first beta of Adam.

@@ -49,6 +49,13 @@ def test_batches_follow_the_order(in_memory):
     np.testing.assert_array_equal(labels.numpy(), tiles.labels[order])
 
 
+def test_a_cpu_reads_tiles_when_they_are_wanted():
+    tiles = CountedTiles(10)
+    source = BatchSource(tiles, torch.device("cpu"))
+    assert not tiles.read
+    assert len(list(source.all(4))) == 3
+
+
 def test_a_run_continues_in_the_middle_of_an_order():
     source = BatchSource(MemoryTiles(10, 16, "train"), torch.device("cpu"))
     order = sample_order(10, 40, seed=1, sampling="epochs")

@@ -7,11 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, Protocol
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
-
-from dsfer.distributed import local_processes
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +16,7 @@ Sampling = Literal["epochs", "repeated"]
 Batch = tuple[Tensor, Tensor]
 
 MEMORY_SHARE = 0.5
-"""Share of the free memory that decoded tiles may take before they are streamed instead."""
+"""Share of a GPU's free memory that tiles may take before they are streamed instead."""
 
 DECODED_AT_ONCE = 64
 """Tiles that a thread reads at a time when all of a split go into memory."""
@@ -68,7 +65,8 @@ class BatchSource:
     Args:
         tiles: the split.
         device: where batches are wanted.
-        in_memory: force one or the other; None decides by the free memory.
+        in_memory: force one or the other; None decides by the free memory of a GPU. For a CPU it
+            streams: shards are mapped into memory, and another copy of them gains nothing.
         workers: threads that read ahead, at least 1.
     """
 
@@ -78,7 +76,10 @@ class BatchSource:
         self.tiles, self.device, self.workers = tiles, device, workers
         needed = len(tiles) * tiles.tile_size**2 * 7  # two RGB images and a label
         if in_memory is None:
-            in_memory = needed < MEMORY_SHARE * _free_memory(device)
+            in_memory = (
+                device.type == "cuda"
+                and needed < MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+            )
         self._memory = self._decode() if in_memory else None
         log.info(
             "%d tiles (%.2f GB) %s",
@@ -145,10 +146,3 @@ class BatchSource:
             pairs[start:stop], labels[start:stop] = some_pairs, some_labels
             start = stop
         return pairs, labels
-
-
-def _free_memory(device: torch.device) -> int:
-    """Free bytes where a device computes; processes that train together share main memory."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available) // local_processes()
