@@ -77,8 +77,7 @@ class BatchSource:
         needed = len(tiles) * tiles.tile_size**2 * 7  # two RGB images and a label
         if in_memory is None:
             in_memory = (
-                device.type == "cuda"
-                and needed < MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+                device.type == "cuda" and needed < MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
             )
         self._memory = self._decode() if in_memory else None
         log.info(
