@@ -59,6 +59,10 @@ class DataError(DsferError):
     """Imagery is missing, unreadable or not what was declared."""
 
 
+class StoreError(DataError):
+    """An object store does not answer, or refuses."""
+
+
 class LabelError(DataError):
     """A label holds values that its declared rule does not allow."""
 

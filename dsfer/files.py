@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from dsfer.errors import DataError, DsferError
+from dsfer.paths import AnyPath, reaching, upload
 
 
 @contextmanager
@@ -74,6 +75,26 @@ def atomic_path(path: Path, *, flush: bool = True) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_object(path: AnyPath) -> Iterator[Path]:
+    """Yield a temporary path; what is written there is put to `path` when the block succeeds.
+
+    On a disk that is what `atomic_path` does, without waiting for the disk; to an object store the
+    file is uploaded.
+
+    Raises:
+        StoreError: the object store does not answer, or refuses.
+    """
+    if isinstance(path, Path):
+        with atomic_path(path, flush=False) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="dsfer-") as folder:
+        file = Path(folder) / path.name
+        yield file
+        upload(file, path)
 
 
 @contextmanager
@@ -163,14 +184,16 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: AnyPath) -> Any:
     """Read a JSON file.
 
     Raises:
         DataError: the file is missing or is no JSON.
+        StoreError: it lies in an object store that does not answer, or refuses.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with reaching(path):
+            return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError("no such file", where=path, mend="run the stage that writes it") from error
     except (ValueError, RecursionError) as error:

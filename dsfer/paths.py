@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from upath import UPath
 
-from dsfer.errors import DataError, first_line
+from dsfer.errors import StoreError, first_line
 
 AnyPath: TypeAlias = Path | UPath
 
@@ -34,7 +34,7 @@ def reaching(place: AnyPath) -> Iterator[None]:
     """Turn what the client of an object store raises in the block into an error with the URL.
 
     Raises:
-        DataError: the store does not answer, or refuses.
+        StoreError: the store does not answer, or refuses.
         FileNotFoundError: it answers that there is no such object.
     """
     try:
@@ -44,13 +44,38 @@ def reaching(place: AnyPath) -> Iterator[None]:
     except (OSError, ImportError, _client_error()) as error:
         if isinstance(place, Path):
             raise
-        raise DataError(
+        raise StoreError(
             f"cannot be reached ({first_line(error)})",
             where=place,
             mend="see that the URL is right, the store answers (AWS_ENDPOINT_URL, if it is not "
             "Amazon's), and the environment holds credentials for it (AWS_PROFILE, or "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)",
         ) from error
+
+
+def download(source: str, file: Path) -> None:
+    """Copy an object to a file, over a connection of this process's own.
+
+    Raises:
+        StoreError: the store does not answer, or refuses.
+        FileNotFoundError: there is no such object.
+    """
+    place = UPath(source)
+    with reaching(place):
+        place.fs.get_file(place.path, str(file))
+
+
+def upload(file: Path, target: UPath) -> None:
+    """Put a file into an object store, in one step: nobody sees a part of it there.
+
+    Raises:
+        StoreError: there is no such bucket, the store does not answer, or it refuses.
+    """
+    try:
+        with reaching(target):
+            target.fs.put_file(str(file), target.path)
+    except FileNotFoundError as error:
+        raise StoreError("no such bucket", where=target, mend="create it") from error
 
 
 def _client_error() -> type[Exception]:

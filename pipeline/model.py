@@ -17,6 +17,12 @@ from pipeline.params import Settings
 log = logging.getLogger(__name__)
 
 
+def open_shards(settings: Settings, split: str, *, verify: bool = True) -> TileShards:
+    """The shards of a split, wherever `shards` in params.yaml keeps them."""
+    folder = settings.folder / "shards" / split
+    return TileShards(folder, store=settings.shard_store, verify=verify)
+
+
 def choose_device(name: str) -> torch.device:
     """The device that `device` in params.yaml asks for; `auto` takes a GPU where there is one.
 

@@ -83,6 +83,7 @@ class Params(Frozen):
     compile: bool | None
     in_memory: bool | None
     workers: int = Field(ge=1)
+    shards: str | None = Field(min_length=1)
     cluster: Workers | Scheduler | None
     overlap: float = Field(ge=0, lt=1)
 
@@ -170,6 +171,13 @@ class Settings(Frozen):
         return self.folder / "models" / self.params.model
 
     @property
+    def shard_store(self) -> str | None:
+        """Where in an object store the data set's shards lie, or None where they lie here."""
+        if self.params.shards is None:
+            return None
+        return f"{self.params.shards.rstrip('/')}/{self.params.dataset}"
+
+    @property
     def model_options(self) -> dict[str, Any]:
         """Keyword arguments of `dsfer.create_model`."""
         return {
@@ -251,6 +259,7 @@ def resolve(params: Params) -> Settings:
     }
     sources |= {key: "catalog" if given[key] is None else "params.yaml" for key in from_catalog}
     data = DataSettings(entry=entry, source=params.source, split_seed=params.split_seed, **chosen)
+    _check_shards(params.shards)
     _check_split(params, data)
     _check_tile_size(data.tile_size)
     _check_pretrained(recipe)
@@ -310,6 +319,18 @@ def _check_source(params: Params, entry: DatasetEntry) -> None:
             "source",
             f"'{params.source}' is not used by data set '{params.dataset}'",
             "set source: pipeline/catalog.yaml, or dataset: folder/NAME for imagery of your own",
+        )
+
+
+def _check_shards(url: str | None) -> None:
+    if url is None:
+        return
+    _check_no_secret("shards", url)
+    if not urlsplit(url).netloc:
+        raise _impossible(
+            "shards",
+            f"'{url}' is no folder of an object store",
+            "set it to a URL as s3://BUCKET/FOLDER, or to null to keep shards under data/",
         )
 
 

@@ -12,6 +12,14 @@ import pytest
 
 from tests.disks import Disk, mounted
 from tests.project import STAGES, commit, dvc, executed, tiny_project
+from tests.store import object_store
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[str]:
+    """A server that speaks S3, known by the environment from now on; its URL."""
+    with object_store() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

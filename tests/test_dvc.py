@@ -12,18 +12,21 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
+from upath import UPath
 
 from tests.project import (
     ROOT,
     STAGES,
     checkpoint_appears,
     command,
+    commit,
     dvc,
     environment,
     executed,
     restore,
     run,
 )
+from tests.store import SECRET, upload
 
 pytestmark = pytest.mark.xdist_group("dvc")  # one process: the project below is run only once
 
@@ -83,21 +86,43 @@ def test_impossible_parameters_stop_before_any_work(project):
     assert run(project, "git", "status", "--short") == ""
 
 
-def test_push_and_pull_carry_everything_to_another_clone(project, tmp_path):
-    remote, other = tmp_path / "remote", tmp_path / "other"
-    dvc(project, "remote", "add", "--local", "--default", "--force", "shelf", str(remote))
-    dvc(project, "push")
+def test_push_and_pull_carry_everything_to_another_clone(project, store, tmp_path):
+    """Through a bucket; the credentials are the environment's and come to lie nowhere."""
+    other = tmp_path / "other"
+    UPath("s3://remote").mkdir()
+    for command_ in (["remote", "add", "--default", "--force", "bucket", "s3://remote"], ["push"]):
+        dvc(project, *command_)
+    commit(project, "remote")
     run(tmp_path, "git", "clone", "--quiet", str(project), str(other))
-    dvc(other, "remote", "add", "--local", "--default", "shelf", str(remote))
     dvc(other, "pull")
     assert "Data and pipelines are up to date." in dvc(other, "repro")
     page = "data/folder/tiny/models/dsfer-net/report.html"
     assert (other / page).read_bytes() == (project / page).read_bytes()
+    run(project, "git", "reset", "--quiet", "--hard", "HEAD~1")
+    restore(project)
+
+
+def test_imagery_and_shards_that_move_to_a_bucket_change_no_result(project, store):
+    imagery = upload(project.with_name("imagery"), "s3://moved/imagery")
+    moves = ["-S", f"source={imagery}", "-S", "shards=s3://moved/shards"]
+    printed = dvc(project, "exp", "run", *moves)
+    assert executed(printed) == ["download", "crop", "validate", "shard"]  # and no training
+    shards = project / "data/folder/tiny/shards"
+    assert list(shards.rglob("*.tar")) == []
+    assert len(list(UPath("s3://moved/shards/folder/tiny").rglob("*.tar"))) == 3
+    assert "up to date" in dvc(project, "status")
+    leaked = run(project, "grep", "--recursive", "--files-with-matches", SECRET, ".", fails=True)
+    assert leaked == ""
+    changed = imagery / "test/B/test0.png"
+    changed.write_bytes((imagery / "test/A/test0.png").read_bytes())
+    assert str(imagery) in dvc(project, "status", "crop")
+    restore(project)
 
 
 # What a stage imports and need not declare.
 NO_RESULT = {  # messages, files, processes and parameters: none of them makes a number
     "dsfer/errors.py", "dsfer/files.py", "dsfer/paths.py", "dsfer/data/workers.py",
+    "dsfer/data/shard_cache.py",
     "dsfer/checkpoint.py",
     "dsfer/launcher.py", "dsfer/memory.py", "dsfer/signals.py", "dsfer/console.py",
     "pipeline/frozen.py", "pipeline/params.py", "pipeline/catalog.py", "pipeline/recipes.py",

@@ -97,6 +97,7 @@ WRONG = {
     "in_memory": ["no", 0],
     "workers": [0, 1.5, None, True],
     "cluster": [0, -1, 1.5, True, "2", "", "tcp://host", "http://host:8786", "host:8786"],
+    "shards": [3, "", "bucket/folder", "/mnt/shards", ("s3://key:secret@bucket/x", "s3://...")],
     "processes": [0, -1, 1.5, None, True, "two"],
     "overlap": [1, -0.1, float("nan"), float("inf"), None, True, "0.5"],
 }  # fmt: skip
@@ -131,6 +132,7 @@ RIGHT = {
     "lr": [1, 1e-5],
     "schedule": ["linear", "poly", "cosine"],
     "symmetries": [True, False],
+    "shards": [None, "s3://bucket", "s3://bucket/a/folder/"],
     "cluster": [None, 1, 16, "tcp://10.0.0.1:8786", "tls://scheduler:8786"],
     "ema": [0, 0.999],
     "precision": ["float32", "bf16"],

@@ -1,6 +1,5 @@
 """Imagery and shards in object storage, against a server that speaks S3."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,12 @@ from dsfer.data.polygons import rasterise_labels
 from dsfer.data.rasters import SceneReader
 from dsfer.data.scenes import Scene, read_scenes, write_scenes
 from dsfer.paths import gdal_store_options, location
-from pipeline.stages import crop, download
-from tests.store import object_store, upload
+from pipeline.stages import crop, download, evaluate, shard, split, train
+from tests.store import upload
 from tests.test_bad_input import configure, content, imagery, refusal
 from tests.test_crop import GRID, made_up, write
 
 pytestmark = pytest.mark.xdist_group("store")  # one server for all
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[str]:
-    with object_store() as url:
-        yield url
 
 
 @pytest.fixture
@@ -91,6 +84,26 @@ def test_an_object_that_was_replaced_is_read_anew(project, store):
         upload(project / "new", "s3://replaced/")
         with SceneReader(scene, None, "binary255") as reader:
             np.testing.assert_array_equal(reader.read(0, 16).t1, made_up(16, 16, seed)[0])
+
+
+def test_training_from_the_store_gives_the_weights_of_training_from_disk(
+    project, store, monkeypatch
+):
+    imagery(project / "imagery")
+    monkeypatch.setenv("DSFER_CACHE", str(project / "cache"))
+    weights, scores = [], []
+    for place in (None, "s3://imagery/shards/"):
+        configure(project, shards=place, in_memory=False, workers=1)
+        for stage in (download, crop, split, shard, train, evaluate):
+            stage.main()
+        results = project / "data/folder/mine/models/dsfer-net"
+        weights.append((results / "training/weights.safetensors").read_bytes())
+        scores.append((results / "evaluation/tiles.csv").read_bytes())
+        tars = list((project / "data/folder/mine/shards").rglob("*.tar"))
+        assert len(tars) == (0 if place else 3)
+    assert weights[0] == weights[1]
+    assert scores[0] == scores[1]
+    assert len(list((project / "cache").glob("*.tar"))) == 3
 
 
 def no_bucket(folder: Path) -> None:

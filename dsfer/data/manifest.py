@@ -1,11 +1,14 @@
 """The manifest: one row per tile, the table that everything downstream reads."""
 
+import hashlib
+import io
 from pathlib import Path
 
 import pandas as pd
 
 from dsfer.errors import DataError, first_line
 from dsfer.files import atomic_path
+from dsfer.paths import AnyPath, reaching
 
 IGNORE = 255
 """Label value of pixels without evidence (padding, nodata): no loss and no metric counts them."""
@@ -52,13 +55,19 @@ def write_manifest(path: Path, table: pd.DataFrame) -> None:
     write_table(path, table)
 
 
-def read_manifest(path: Path) -> pd.DataFrame:
+def read_manifest(path: AnyPath, sha256: str | None = None) -> pd.DataFrame:
     """Read a manifest.
 
+    Args:
+        path: the file.
+        sha256: what it must hash to, or None if nobody has said so.
+
     Raises:
-        DataError: the file is missing, damaged or no Parquet, or lacks a column.
+        DataError: the file is missing, damaged, another than the hash says or no Parquet, or lacks
+            a column.
+        StoreError: it lies in an object store that does not answer, or refuses.
     """
-    table = read_table(path)
+    table = read_table(path, sha256)
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise DataError(f"lacks the columns {', '.join(missing)}", where=path, mend=_AGAIN)
@@ -71,16 +80,25 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         table.to_parquet(temporary, index=False, write_page_checksum=True)
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: AnyPath, sha256: str | None = None) -> pd.DataFrame:
     """Read a table that `write_table` wrote, comparing the checksums.
 
+    Args:
+        path: the file.
+        sha256: what it must hash to, or None if nobody has said so.
+
     Raises:
-        DataError: the file is missing, damaged or no Parquet.
+        DataError: the file is missing, damaged, another than the hash says or no Parquet.
+        StoreError: it lies in an object store that does not answer, or refuses.
     """
-    if not path.is_file():
-        raise DataError("no such file", where=path, mend=_AGAIN)
+    with reaching(path):
+        if not path.is_file():
+            raise DataError("no such file", where=path, mend=_AGAIN)
+        content = path.read_bytes()
+    if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise DataError(f"has SHA-256 {found}, and should have {sha256}", where=path, mend=_AGAIN)
     try:
-        return pd.read_parquet(path, page_checksum_verification=True)
+        return pd.read_parquet(io.BytesIO(content), page_checksum_verification=True)
     except Exception as error:  # pyarrow and pandas raise whatever the damage leads them to
         raise DataError(
             f"not a readable table ({first_line(error)})", where=path, mend=_AGAIN

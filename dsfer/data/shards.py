@@ -1,12 +1,16 @@
 """Shards: the WebDataset tars of one split, and the verified random access that training reads by.
 
 A shard's index is read once; after that a tile is two copies out of a memory map, in any order.
-That makes shuffling exact and resuming a matter of one integer.
+That makes shuffling exact and resuming a matter of one integer. Shards lie beside their index, or
+in an object store from which each is fetched when the first of its tiles is read.
 """
 
 import hashlib
+import json
+import logging
 import operator
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,19 +20,23 @@ import numpy.typing as npt
 import pandas as pd
 
 from dsfer.data.manifest import read_manifest, write_manifest
+from dsfer.data.shard_cache import ShardCache
 from dsfer.data.tars import MEMBERS, Pixels, npy_header, tar_members, write_tar
 from dsfer.data.workers import Spread
-from dsfer.errors import DataError, ShardError
+from dsfer.errors import DataError, ShardError, StoreError
 from dsfer.files import (
     atomic_folder,
-    atomic_path,
+    atomic_object,
     read_json,
     remove_temporary,
     sha256_file,
     write_json,
 )
+from dsfer.paths import AnyPath, location, upload
 
-SCHEMA = 1
+_log = logging.getLogger(__name__)
+
+SCHEMA = 2
 TILES_PER_SHARD = 512
 
 _REWRITE = "run the shard stage again"
@@ -98,6 +106,7 @@ def write_shards(
     split_hash: str,
     statistics: Statistics,
     spread: Spread,
+    store: str | None = None,
     tiles_per_shard: int = TILES_PER_SHARD,
 ) -> None:
     """Copy the tiles of one split into shards, with an index; byte-identical on every run.
@@ -112,21 +121,27 @@ def write_shards(
         split_hash: hash of the split that every number downstream carries.
         statistics: mean, standard deviation and class frequency of the training split.
         spread: where shards are written; all of it must see `tiles` and `out`.
+        store: URL of a folder in an object store, or None. Shards then go there, with a copy of
+            index and manifest, into a folder named after the content: nothing that was published
+            is ever changed.
         tiles_per_shard: tiles in each tar but the last.
 
     Raises:
         ShardError: a tar of the crop stage is missing or damaged, or disagrees with the manifest.
         DataError: there is no row.
+        StoreError: the object store does not answer, or refuses.
     """
     if rows.empty:
         raise DataError(
             f"the split {split!r} has no tile", where=tiles, mend="choose another split ratio"
         )
     rows = rows.sort_values("id", ignore_index=True)
+    name = _name(split, split_hash, statistics, rows, tiles_per_shard)
     with atomic_folder(out) as folder:
+        home = folder if store is None else location(store) / name
         starts = range(0, len(rows), tiles_per_shard)
         work = [
-            (tiles, rows[start : start + tiles_per_shard], folder / f"shard-{number:06d}.tar")
+            (tiles, rows[start : start + tiles_per_shard], home / f"shard-{number:06d}.tar")
             for number, start in enumerate(starts)
         ]
         shards = list(spread(_write_shard, work, preload=["webdataset.writer"]))
@@ -136,6 +151,8 @@ def write_shards(
             folder / "index.json",
             {
                 "schema": SCHEMA,
+                "name": name,
+                "manifest_sha256": sha256_file(folder / "manifest.parquet"),
                 "split": split,
                 "split_hash": split_hash,
                 "tile_size": int(rows["size"].iloc[0]),
@@ -145,12 +162,28 @@ def write_shards(
                 "tiles": list(rows["id"]),
             },
         )
+        if not isinstance(home, Path):
+            for file in ("manifest.parquet", "index.json"):  # who finds an index finds all of it
+                upload(folder / file, home / file)
 
 
-def _write_shard(work: tuple[Path, pd.DataFrame, Path]) -> _Shard:
+def _name(
+    split: str,
+    split_hash: str,
+    statistics: Statistics,
+    rows: pd.DataFrame,
+    tiles_per_shard: int,
+) -> str:
+    """A name of the shards that no others have: split, and 12 hex digits of their content."""
+    hashes = [f"{member}_sha256" for member in MEMBERS]
+    content = [split_hash, statistics, tiles_per_shard, rows[["id", *hashes]].to_numpy().tolist()]
+    return f"{split}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]}"
+
+
+def _write_shard(work: tuple[Path, pd.DataFrame, AnyPath]) -> _Shard:
     """Write one shard; return its entry of the index."""
     tiles, rows, path = work
-    with atomic_path(path, flush=False) as temporary:
+    with atomic_object(path) as temporary:
         write_tar(temporary, _copied(tiles, rows))
         return _Shard(path.name, sha256_file(temporary), temporary.stat().st_size, len(rows))
 
@@ -190,7 +223,7 @@ class TileShards:
     """The tiles of one split in random access, memory-mapped; cheap to send to loader workers.
 
     Attributes:
-        folder: where the shards lie.
+        folder: where the index lies.
         split: `train`, `val` or `test`.
         split_hash: 12 hex digits that say how the data were split.
         ids: tile ids in order; item `i` is tile `ids[i]`.
@@ -201,17 +234,28 @@ class TileShards:
         manifest: manifest rows, in the order of `ids`.
 
     Args:
-        folder: what `write_shards` wrote.
-        verify: compare the SHA-256 of every shard with the index (reads all of it once). Sizes,
-            members and ids are always checked.
+        folder: what `write_shards` wrote, or its URL in an object store.
+        store: the object store that the shards were written to, as given to `write_shards`.
+        cache: where shards of an object store are kept; None is `ShardCache.of_this_machine()`.
+        verify: compare the SHA-256 of every shard that is on this machine with the index (reads
+            all of it once). Sizes, members and ids are always checked, and so is the SHA-256 of
+            what is fetched; a damaged file of the cache is fetched again.
 
     Raises:
         ShardError: a shard or the index is missing, damaged, or disagrees with the others.
+        StoreError: the object store does not answer, or refuses.
     """
 
-    def __init__(self, folder: Path, *, verify: bool = True):
-        index = _read_index(folder / "index.json")
-        self.folder = folder
+    def __init__(
+        self,
+        folder: str | AnyPath,
+        *,
+        store: str | None = None,
+        cache: ShardCache | None = None,
+        verify: bool = True,
+    ):
+        self.folder = location(folder)
+        index = _read_index(self.folder / "index.json")
         self.split: str = index["split"]
         self.split_hash: str = index["split_hash"]
         self.ids: tuple[str, ...] = tuple(index["tiles"])
@@ -219,17 +263,38 @@ class TileShards:
         self.mean: tuple[float, ...] = tuple(index["mean"])
         self.std: tuple[float, ...] = tuple(index["std"])
         self.class_frequency: tuple[float, ...] = tuple(index["class_frequency"])
-        self.manifest = _read_rows(folder / "manifest.parquet", self.ids)
+        self.manifest = _read_rows(
+            self.folder / "manifest.parquet", self.ids, index["manifest_sha256"]
+        )
         self._shards = [_Shard(**entry) for entry in index["shards"]]
+        self._first = np.cumsum([0, *(shard.count for shard in self._shards)])
+        self._offsets: dict[int, npt.NDArray[np.int64]] = {}
         self._maps: dict[int, Pixels] = {}
-        shards, offsets, first = [], [], 0
-        for number, shard in enumerate(self._shards):
-            ids = self.ids[first : first + shard.count]
-            offsets.append(_checked_offsets(folder, shard, ids, self.tile_size, verify=verify))
-            shards.append(np.full(shard.count, number))
-            first += shard.count
-        self._shard_of = np.concatenate(shards)
-        self._offsets = np.concatenate(offsets)
+        home = self.folder if store is None else location(store) / index["name"]
+        self._home = str(home)  # as text: each thread and process opens a connection of its own
+        self._cache: ShardCache | None = None
+        if isinstance(home, Path):
+            for number, shard in enumerate(self._shards):
+                file = home / shard.file
+                self._offsets[number] = self._checked(number, file, file, verify=verify)
+        else:
+            self._cache = cache or ShardCache.of_this_machine()
+            self._prepare_cache(self._cache, verify=verify)
+
+    def _prepare_cache(self, cache: ShardCache, *, verify: bool) -> None:
+        size = sum(shard.bytes for shard in self._shards)
+        _log.info(
+            "%s: %d shards (%.2f GB) of %s are kept in %s once they were needed",
+            self.split, len(self._shards), size / 1e9, self._home, cache.folder,
+        )  # fmt: skip
+        if cache.limit is not None and size > cache.limit:
+            _log.warning(
+                "they exceed its limit of %.2f GB, so that shards will be fetched again and again",
+                cache.limit / 1e9,
+            )
+        if verify:
+            for shard in self._shards:
+                cache.verify(shard.sha256)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -247,12 +312,13 @@ class TileShards:
         i = operator.index(i)
         if not 0 <= i < len(self.ids):
             raise IndexError(f"tile {i} of {len(self.ids)}")
-        data = self._map(int(self._shard_of[i]))
+        number = int(np.searchsorted(self._first, i, side="right")) - 1
+        data = self._map(number)
         side = self.tile_size
         label, t1, t2 = (
             data[offset : offset + side * side * bands].reshape(shape)
             for offset, bands, shape in zip(
-                self._offsets[i],
+                self._offsets[number][i - self._first[number]],
                 (1, 3, 3),
                 ((side, side), (side, side, 3), (side, side, 3)),
                 strict=True,
@@ -263,23 +329,42 @@ class TileShards:
     def _map(self, number: int) -> Pixels:
         """Memory map of a shard, opened on first use in each process."""
         if number not in self._maps:
-            # The map keeps its own handle on the file; numpy closes the Python file at once.
-            path = self.folder / self._shards[number].file
-            self._maps[number] = np.memmap(path, np.uint8, "r").view(np.ndarray)
+            shard = self._shards[number]
+            place = f"{self._home}/{shard.file}"
+            with (
+                nullcontext(Path(place))
+                if self._cache is None
+                else self._cache.entry(place, shard.sha256, shard.bytes)
+            ) as file:
+                if number not in self._offsets:
+                    self._offsets[number] = self._checked(number, file, place, verify=False)
+                # The map keeps its own handle on the file; numpy closes the Python file at once.
+                self._maps[number] = np.memmap(file, np.uint8, "r").view(np.ndarray)
         return self._maps[number]
+
+    def _checked(
+        self, number: int, file: Path, where: str | Path, *, verify: bool
+    ) -> npt.NDArray[np.int64]:
+        """Where the pixels of each tile of a shard begin in its file: (tiles, members) in bytes."""
+        ids = self.ids[self._first[number] : self._first[number + 1]]
+        shard = self._shards[number]
+        return _checked_offsets(file, where, shard, ids, self.tile_size, verify=verify)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the memory maps: pickling one would send its pixels."""
         return self.__dict__ | {"_maps": {}}
 
 
-def _read_index(path: Path) -> dict[str, Any]:
+def _read_index(path: AnyPath) -> dict[str, Any]:
     """The index of a folder of shards, with its keys and counts checked."""
     try:
         index = read_json(path)
+    except StoreError:
+        raise
     except DataError as error:
         raise ShardError(error.problem, where=path, mend=_REWRITE) from error
-    keys = {"split", "split_hash", "tile_size", "count", "shards", "tiles", *Statistics._fields}
+    keys = {"name", "manifest_sha256", "split", "split_hash", "tile_size", "count"}
+    keys |= {"shards", "tiles", *Statistics._fields}
     if not isinstance(index, dict) or index.get("schema") != SCHEMA or not keys <= index.keys():
         raise ShardError(f"not an index of schema {SCHEMA}", where=path, mend=_REWRITE)
     counts = (len(index["tiles"]), sum(shard["count"] for shard in index["shards"]))
@@ -292,10 +377,12 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _read_rows(path: Path, ids: Sequence[str]) -> pd.DataFrame:
+def _read_rows(path: AnyPath, ids: Sequence[str], sha256: str) -> pd.DataFrame:
     """The manifest rows of the shards, in their order."""
     try:
-        rows = read_manifest(path)
+        rows = read_manifest(path, sha256)
+    except StoreError:
+        raise
     except DataError as error:
         raise ShardError(error.problem, where=path, mend=_REWRITE) from error
     if len(rows) != len(ids):
@@ -313,13 +400,21 @@ def _read_rows(path: Path, ids: Sequence[str]) -> pd.DataFrame:
 
 
 def _checked_offsets(
-    folder: Path, shard: _Shard, ids: Sequence[str], side: int, *, verify: bool
+    path: Path,
+    where: str | Path,
+    shard: _Shard,
+    ids: Sequence[str],
+    side: int,
+    *,
+    verify: bool,
 ) -> npt.NDArray[np.int64]:
-    """Where the pixels of each tile of a shard begin: (tiles, members) in bytes."""
-    path = folder / shard.file
+    """Where the pixels of each tile of a shard begin in its file: (tiles, members) in bytes.
+
+    Errors speak of `where`, be it that file or the object that it is a copy of.
+    """
 
     def damaged(problem: str) -> ShardError:
-        return ShardError(problem, where=path, mend=f"{_REWRITE}, or `dvc checkout` the shards")
+        return ShardError(problem, where=where, mend=f"{_REWRITE}, or `dvc checkout` the shards")
 
     if not path.is_file():
         raise damaged("no such shard, but the index lists it")

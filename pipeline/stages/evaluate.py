@@ -29,7 +29,7 @@ from dsfer.metrics import (
     total_counts,
 )
 from dsfer.weights import Metadata, read_metadata
-from pipeline.model import build_inference, choose_device, describe_device
+from pipeline.model import build_inference, choose_device, describe_device, open_shards
 from pipeline.params import Settings, current_settings
 from pipeline.stages import run
 
@@ -43,7 +43,7 @@ MAPS = 32
 def main() -> None:
     """Run the stage."""
     settings = current_settings()
-    test, train = (TileShards(settings.folder / "shards" / split) for split in ("test", "train"))
+    test, train = (open_shards(settings, split) for split in ("test", "train"))
     weights = settings.model_folder / "training" / "weights.safetensors"
     metadata = read_metadata(weights, model=settings.params.model)
     require_same_split(metadata, test, weights)

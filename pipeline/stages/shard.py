@@ -36,6 +36,7 @@ def write(settings: Settings, spread: Spread) -> None:
             split_hash=split_hash,
             statistics=statistics,
             spread=spread,
+            store=settings.shard_store,
         )
 
 

@@ -19,7 +19,7 @@ from dvclive.live import Live
 from filelock import FileLock, Timeout
 
 from dsfer.data.shards import TileShards
-from dsfer.distributed import check_share, joined, launched, local_rank, rank
+from dsfer.distributed import check_share, joined, launched, local_rank, rank, wait_for_all
 from dsfer.errors import TrainingError
 from dsfer.files import atomic_path, naming, sha256_file, write_json
 from dsfer.launcher import launch
@@ -33,11 +33,15 @@ from pipeline.model import (
     check_gpus,
     choose_device,
     describe_device,
+    open_shards,
 )
 from pipeline.params import Settings, current_settings
 from pipeline.stages import run
 
-MACHINE_KEYS = ("device", "processes", "compile", "in_memory", "workers", "cluster", "overlap")
+MACHINE_KEYS = (
+    *("device", "processes", "compile", "in_memory", "workers", "shards", "cluster"),
+    "overlap",
+)
 """Parameters that a run may be continued with other values of."""
 
 CODE = (
@@ -76,9 +80,9 @@ def launch_processes(settings: Settings) -> None:
 def train_from_shards(settings: Settings, device: torch.device) -> None:
     """Train one run to its end, and forget its state; one process a machine hashes the shards."""
     train, val = (
-        TileShards(settings.folder / "shards" / split, verify=local_rank() == 0)
-        for split in ("train", "val")
+        open_shards(settings, split, verify=local_rank() == 0) for split in ("train", "val")
     )
+    wait_for_all()  # nobody reads a cached shard before it was compared with its hash
     fingerprint = run_fingerprint(settings, train, val)
     resume = resume_folder(fingerprint)
     with sole_use(resume) if rank() == 0 else nullcontext():
