@@ -19,8 +19,18 @@ def location(text: str | AnyPath) -> AnyPath:
     """The place that a text names: a URL as `s3://bucket/folder`, or a path.
 
     The package that fsspec needs for the kind of store has to be installed, as `s3fs` for `s3://`.
+
+    Raises:
+        StoreError: fsspec knows no such kind of store, or the URL names no bucket.
     """
-    return UPath(text) if "://" in str(text) else Path(str(text))
+    try:
+        return UPath(text) if "://" in str(text) else Path(str(text))
+    except ValueError as error:
+        raise StoreError(
+            f"no URL of an object store ({first_line(error)})",
+            where=str(text),
+            mend="write it as s3://BUCKET/FOLDER",
+        ) from error
 
 
 def listed(folder: AnyPath) -> list[AnyPath]:

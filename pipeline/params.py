@@ -26,6 +26,9 @@ PARAMS = Path("params.yaml")
 DIVISOR = 16
 """What the networks divide a tile's side by: four times 2."""
 
+STORES = ("s3", "gs", "az")
+"""Kinds of object stores that shards may be kept in."""
+
 Band = Annotated[int, Field(ge=1)]
 Part = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -326,10 +329,11 @@ def _check_shards(url: str | None) -> None:
     if url is None:
         return
     _check_no_secret("shards", url)
-    if not urlsplit(url).netloc:
+    parts = urlsplit(url)
+    if parts.scheme not in STORES or not parts.netloc:
         raise _impossible(
             "shards",
-            f"'{url}' is no folder of an object store",
+            f"'{url}' is no folder of an object store ({', '.join(f'{s}://' for s in STORES)})",
             "set it to a URL as s3://BUCKET/FOLDER, or to null to keep shards under data/",
         )
 

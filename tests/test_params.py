@@ -97,7 +97,8 @@ WRONG = {
     "in_memory": ["no", 0],
     "workers": [0, 1.5, None, True],
     "cluster": [0, -1, 1.5, True, "2", "", "tcp://host", "http://host:8786", "host:8786"],
-    "shards": [3, "", "bucket/folder", "/mnt/shards", ("s3://key:secret@bucket/x", "s3://...")],
+    "shards": [3, "", "bucket/folder", "/mnt/shards", "https://host/x",
+               ("s3://key:secret@bucket/x", "s3://...")],
     "processes": [0, -1, 1.5, None, True, "two"],
     "overlap": [1, -0.1, float("nan"), float("inf"), None, True, "0.5"],
 }  # fmt: skip

@@ -15,7 +15,9 @@ from dsfer.data.batches import BatchSource
 from dsfer.data.shard_cache import ShardCache
 from dsfer.data.shards import TileShards, write_shards
 from dsfer.data.workers import Processes
-from dsfer.errors import ConfigError, ShardError, StoreError
+from dsfer.errors import DataError, ShardError, StoreError
+from dsfer.paths import location
+from tests.disks import PAGE
 from tests.store import upload
 from tests.test_shards import STATISTICS, damage, pixels
 from tests.test_shards import content as files_of
@@ -171,19 +173,30 @@ def test_many_readers_fetch_each_shard_once(published, url, cache, fetched):
     assert len(fetched) == SHARDS
 
 
-def test_the_cache_makes_room_for_what_is_needed_now(published, url, tmp_path, fetched, caplog):
-    size = json.loads((published / "index.json").read_text())["shards"][0]["bytes"]
-    cache = ShardCache(tmp_path / "cache", limit=2 * size)
+def test_a_disk_too_small_is_refused_before_anything_is_fetched(
+    published, url, small_disk, fetched
+):
+    cache = ShardCache(small_disk.folder / "cache")
+    index = json.loads((published / "index.json").read_text())
+    size = sum(shard["bytes"] for shard in index["shards"])
+    small_disk.fill(size - 1)
+    with pytest.raises(DataError, match=r"cache: \S+ kB of shards are to be .*set DSFER_CACHE"):
+        TileShards(published, store=url, cache=cache)
+    assert fetched == []
+    small_disk.fill(size + SHARDS * PAGE)
+    assert_all_right(TileShards(published, store=url, cache=cache))
+    small_disk.fill()
+    assert_all_right(TileShards(published, store=url, cache=cache))  # nothing more is needed
+
+
+def test_a_disk_that_is_full_when_a_shard_comes(published, url, small_disk):
+    cache = ShardCache(small_disk.folder / "cache")
     data = TileShards(published, store=url, cache=cache)
-    assert "shards will be fetched again and again" in caplog.text
-    data[0], data[3]
-    first, second = (entry.sha256 for entry in data._shards[:2])
-    assert {file.stem for file in kept(cache)} == {first, second}
-    data[6]
-    assert first not in {file.stem for file in kept(cache)}
-    assert second in {file.stem for file in kept(cache)}
-    assert_all_right(data)  # what is mapped stays readable
-    assert len(fetched) == SHARDS
+    small_disk.fill()
+    with pytest.raises(OSError, match="No space left") as refused:
+        data[0]
+    assert Path(refused.value.filename).parent == cache.folder
+    assert kept(cache) == []
 
 
 def test_threads_that_read_ahead_fetch_what_they_need(published, url, tmp_path, monkeypatch):
@@ -214,12 +227,12 @@ def test_a_store_that_refuses(tiles, tmp_path, store):
 
 def test_the_cache_of_this_machine(monkeypatch, tmp_path):
     monkeypatch.delenv("DSFER_CACHE", raising=False)
-    monkeypatch.delenv("DSFER_CACHE_GB", raising=False)
-    assert ShardCache.of_this_machine() == ShardCache(Path.home() / ".cache/dsfer", None)
+    assert ShardCache.of_this_machine() == ShardCache(Path.home() / ".cache/dsfer")
     monkeypatch.setenv("DSFER_CACHE", str(tmp_path))
-    monkeypatch.setenv("DSFER_CACHE_GB", "1.5")
-    assert ShardCache.of_this_machine() == ShardCache(tmp_path, 1_500_000_000)
-    for wrong in ("0", "-1", "much", "nan"):
-        monkeypatch.setenv("DSFER_CACHE_GB", wrong)
-        with pytest.raises(ConfigError, match=f"DSFER_CACHE_GB: '{wrong}' is no number"):
-            ShardCache.of_this_machine()
+    assert ShardCache.of_this_machine() == ShardCache(tmp_path)
+
+
+@pytest.mark.parametrize("url", ["foo://bucket/x", "s3:///x"])
+def test_a_url_of_no_store(url):
+    with pytest.raises(StoreError, match=r"://\S+: no URL of an object store .*s3://BUCKET"):
+        location(url)

@@ -5,64 +5,63 @@ fsspec's caching file systems do not compare hashes, and two processes may write
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
+from rich.filesize import decimal
 
-from dsfer.errors import ConfigError, ShardError
+from dsfer.errors import DataError, ShardError
 from dsfer.files import atomic_path, sha256_file
 from dsfer.paths import download
 
 _log = logging.getLogger(__name__)
 
-FOLDER, LIMIT = "DSFER_CACHE", "DSFER_CACHE_GB"
-"""Environment variables: they speak of a machine, not of a project."""
+FOLDER = "DSFER_CACHE"
+"""Environment variable that names the folder: it speaks of a machine, not of a project."""
 
 
 @dataclass(frozen=True)
 class ShardCache:
     """A folder of shards that are named after their SHA-256; any number of processes may share it.
 
-    It may be deleted at any time, as may each file in it.
+    Whatever lies in it may be deleted between runs.
 
     Attributes:
         folder: where the shards lie.
-        limit: bytes that they may take together, or None for no limit. What was used longest ago
-            makes room; what is just being fetched comes on top.
     """
 
     folder: Path
-    limit: int | None = None
 
     @classmethod
     def of_this_machine(cls) -> Self:
-        """The cache in `DSFER_CACHE`, or `~/.cache/dsfer`, of up to `DSFER_CACHE_GB` gigabytes.
+        """The cache in the folder that `DSFER_CACHE` names, or in `~/.cache/dsfer`."""
+        return cls(Path(os.environ.get(FOLDER) or "~/.cache/dsfer").expanduser())
+
+    def require_room(self, sizes: Mapping[str, int]) -> None:
+        """Refuse to begin what the disk cannot hold.
+
+        Args:
+            sizes: bytes of each shard that will be needed, by its SHA-256.
 
         Raises:
-            ConfigError: the limit is no positive number.
+            DataError: what is still to be fetched of them is more than what is free.
         """
-        folder = os.environ.get(FOLDER) or "~/.cache/dsfer"
-        text = os.environ.get(LIMIT) or "inf"
-        try:
-            size = float(text)
-        except ValueError:
-            size = 0.0
-        if not size > 0:
-            raise ConfigError(
-                f"'{text}' is no number of gigabytes",
-                where=LIMIT,
-                mend="set it to a number above 0, or unset it for no limit",
+        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = sum(size for sha256, size in sizes.items() if not self._path(sha256).is_file())
+        free = shutil.disk_usage(self.folder).free
+        if missing > free:
+            raise DataError(
+                f"{decimal(missing)} of shards are to be fetched, and {decimal(free)} are free",
+                where=self.folder,
+                mend=f"make room, or set {FOLDER} to a folder on a larger disk",
             )
-        limit = None if size == float("inf") else int(size * 1e9)
-        return cls(Path(folder).expanduser(), limit)
 
-    @contextmanager
-    def entry(self, url: str, sha256: str, size: int) -> Iterator[Path]:
-        """Yield the file of a shard, fetched if it is not there; nobody removes it meanwhile.
+    def fetch(self, url: str, sha256: str, size: int) -> Path:
+        """The file of a shard; the first process that needs it downloads it, and the others wait.
 
         Args:
             url: where it lies in the store.
@@ -76,10 +75,8 @@ class ShardCache:
         path = self._path(sha256)
         with self._lock(path):
             if not path.is_file() or path.stat().st_size != size:
-                self._make_room(size)
-                self._fetch(url, path, sha256)
-            os.utime(path)  # when it was last used
-            yield path
+                _download(url, path, sha256)
+        return path
 
     def verify(self, sha256: str) -> None:
         """Remove the file of a shard if it was damaged, so that it is fetched again."""
@@ -92,39 +89,20 @@ class ShardCache:
     def _path(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.tar"
 
-    def _lock(self, path: Path, timeout: float = -1) -> FileLock:
+    def _lock(self, path: Path) -> FileLock:
         self.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(path.with_suffix(".lock"), timeout)
+        return FileLock(path.with_suffix(".lock"))
 
-    def _fetch(self, url: str, path: Path, sha256: str) -> None:
-        with atomic_path(path, flush=False) as temporary:
-            try:
-                download(url, temporary)
-            except FileNotFoundError as error:
-                raise ShardError(
-                    "no such shard, but the index lists it",
-                    where=url,
-                    mend="run the shard stage again",
-                ) from error
-            found = sha256_file(temporary)
-            if found != sha256:
-                raise ShardError(
-                    f"has SHA-256 {found}, the index says {sha256}",
-                    where=url,
-                    mend="run the shard stage again",
-                )
 
-    def _make_room(self, size: int) -> None:
-        if self.limit is None:
-            return
-        files = sorted(self.folder.glob("*.tar"), key=lambda file: file.stat().st_mtime)
-        taken = size + sum(file.stat().st_size for file in files)
-        for file in files:
-            if taken <= self.limit:
-                return
-            try:
-                with self._lock(file, timeout=0):
-                    taken -= file.stat().st_size
-                    file.unlink()
-            except Timeout:  # somebody is just opening it
-                continue
+def _download(url: str, path: Path, sha256: str) -> None:
+    """Fetch a shard, which gets its name once it has the hash that it should."""
+    mend = "run the shard stage again"
+    with atomic_path(path, flush=False) as temporary:
+        try:
+            download(url, temporary)
+        except FileNotFoundError as error:
+            raise ShardError(
+                "no such shard, but the index lists it", where=url, mend=mend
+            ) from error
+        if (found := sha256_file(temporary)) != sha256:
+            raise ShardError(f"has SHA-256 {found}, the index says {sha256}", where=url, mend=mend)

@@ -10,7 +10,6 @@ import json
 import logging
 import operator
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,8 +135,12 @@ def write_shards(
             f"the split {split!r} has no tile", where=tiles, mend="choose another split ratio"
         )
     rows = rows.sort_values("id", ignore_index=True)
-    name = _name(split, split_hash, statistics, rows, tiles_per_shard)
     with atomic_folder(out) as folder:
+        manifest = folder / "manifest.parquet"
+        write_manifest(manifest, rows)
+        manifest_sha256 = sha256_file(manifest)
+        content = [SCHEMA, split_hash, statistics, tiles_per_shard, manifest_sha256]
+        name = f"{split}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]}"
         home = folder if store is None else location(store) / name
         starts = range(0, len(rows), tiles_per_shard)
         work = [
@@ -146,13 +149,13 @@ def write_shards(
         ]
         shards = list(spread(_write_shard, work, preload=["webdataset.writer"]))
         remove_temporary(folder)
-        write_manifest(folder / "manifest.parquet", rows)
+        index = folder / "index.json"
         write_json(
-            folder / "index.json",
+            index,
             {
                 "schema": SCHEMA,
                 "name": name,
-                "manifest_sha256": sha256_file(folder / "manifest.parquet"),
+                "manifest_sha256": manifest_sha256,
                 "split": split,
                 "split_hash": split_hash,
                 "tile_size": int(rows["size"].iloc[0]),
@@ -163,21 +166,8 @@ def write_shards(
             },
         )
         if not isinstance(home, Path):
-            for file in ("manifest.parquet", "index.json"):  # who finds an index finds all of it
-                upload(folder / file, home / file)
-
-
-def _name(
-    split: str,
-    split_hash: str,
-    statistics: Statistics,
-    rows: pd.DataFrame,
-    tiles_per_shard: int,
-) -> str:
-    """A name of the shards that no others have: split, and 12 hex digits of their content."""
-    hashes = [f"{member}_sha256" for member in MEMBERS]
-    content = [split_hash, statistics, tiles_per_shard, rows[["id", *hashes]].to_numpy().tolist()]
-    return f"{split}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]}"
+            for file in (manifest, index):  # who finds an index finds all of it
+                upload(file, home / file.name)
 
 
 def _write_shard(work: tuple[Path, pd.DataFrame, AnyPath]) -> _Shard:
@@ -244,6 +234,7 @@ class TileShards:
     Raises:
         ShardError: a shard or the index is missing, damaged, or disagrees with the others.
         StoreError: the object store does not answer, or refuses.
+        DataError: the disk of the cache has no room for what is still to be fetched.
     """
 
     def __init__(
@@ -279,22 +270,14 @@ class TileShards:
                 self._offsets[number] = self._checked(number, file, file, verify=verify)
         else:
             self._cache = cache or ShardCache.of_this_machine()
-            self._prepare_cache(self._cache, verify=verify)
-
-    def _prepare_cache(self, cache: ShardCache, *, verify: bool) -> None:
-        size = sum(shard.bytes for shard in self._shards)
-        _log.info(
-            "%s: %d shards (%.2f GB) of %s are kept in %s once they were needed",
-            self.split, len(self._shards), size / 1e9, self._home, cache.folder,
-        )  # fmt: skip
-        if cache.limit is not None and size > cache.limit:
-            _log.warning(
-                "they exceed its limit of %.2f GB, so that shards will be fetched again and again",
-                cache.limit / 1e9,
-            )
-        if verify:
-            for shard in self._shards:
-                cache.verify(shard.sha256)
+            if verify:
+                for shard in self._shards:
+                    self._cache.verify(shard.sha256)
+            self._cache.require_room({shard.sha256: shard.bytes for shard in self._shards})
+            _log.info(
+                "shards of %s are fetched from %s and kept in %s",
+                self.split, self._home, self._cache.folder,
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -331,15 +314,14 @@ class TileShards:
         if number not in self._maps:
             shard = self._shards[number]
             place = f"{self._home}/{shard.file}"
-            with (
-                nullcontext(Path(place))
-                if self._cache is None
-                else self._cache.entry(place, shard.sha256, shard.bytes)
-            ) as file:
-                if number not in self._offsets:
-                    self._offsets[number] = self._checked(number, file, place, verify=False)
-                # The map keeps its own handle on the file; numpy closes the Python file at once.
-                self._maps[number] = np.memmap(file, np.uint8, "r").view(np.ndarray)
+            if self._cache is None:
+                file = Path(place)
+            else:
+                file = self._cache.fetch(place, shard.sha256, shard.bytes)
+            if number not in self._offsets:
+                self._offsets[number] = self._checked(number, file, place, verify=False)
+            # The map keeps its own handle on the file; numpy closes the Python file at once.
+            self._maps[number] = np.memmap(file, np.uint8, "r").view(np.ndarray)
         return self._maps[number]
 
     def _checked(

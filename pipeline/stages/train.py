@@ -39,9 +39,8 @@ from pipeline.params import Settings, current_settings
 from pipeline.stages import run
 
 MACHINE_KEYS = (
-    *("device", "processes", "compile", "in_memory", "workers", "shards", "cluster"),
-    "overlap",
-)
+    "device", "processes", "compile", "in_memory", "workers", "shards", "cluster", "overlap",
+)  # fmt: skip
 """Parameters that a run may be continued with other values of."""
 
 CODE = (
