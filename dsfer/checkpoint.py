@@ -1,7 +1,6 @@
 """The state of a training run on disk: everything that the next step depends on."""
 
 import logging
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from dsfer.distributed import shared_file
 from dsfer.errors import CheckpointError, first_line
 from dsfer.files import atomic_path
+from dsfer.weights import check_crc
 
 SCHEMA = 2
 
@@ -42,13 +42,14 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
         CheckpointError: it is damaged, of another schema, or of a run with other parameters.
     """
     mend = "delete it to start this run anew"
+    file = shared_file(path)
+    if file is None:
+        return None
     try:
-        file = shared_file(path)
-        if file is None:
-            return None
         with file:
+            check_crc(file)
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # torch's unpickler raises whatever the damage leads it to
         problem = f"not a readable checkpoint ({first_line(error)})"
         raise CheckpointError(problem, where=path, mend=mend) from error
     if not isinstance(state, dict) or state.get("schema") != SCHEMA:

@@ -4,14 +4,16 @@ A weights file carries, in its safetensors metadata, the schema version, the mod
 options it was built with and how its input is normalised, so that it needs nothing beside it.
 """
 
+import hashlib
 import json
-import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -47,9 +49,19 @@ class Metadata:
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Metadata) -> None:
-    """Write a network's state dict as safetensors, atomically."""
+    """Write a network's state dict as safetensors with a hash of it all, atomically."""
     states = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_bytes(path, save(states, {"dsfer": json.dumps(asdict(metadata))}))
+    record = json.dumps(asdict(metadata))
+    write_bytes(path, save(states, {"dsfer": record, "sha256": _hash(record, states)}))
+
+
+def _hash(record: str, states: Mapping[str, Tensor]) -> str:
+    """SHA-256 over metadata, names and bytes of contiguous tensors on the CPU."""
+    digest = hashlib.sha256(record.encode())
+    for key in sorted(states):
+        digest.update(key.encode())
+        digest.update(states[key].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_metadata(path: Path, *, model: str | None = None) -> Metadata:
@@ -73,19 +85,34 @@ def read_metadata(path: Path, *, model: str | None = None) -> Metadata:
             where=path,
             mend="give a .safetensors file written by training or by dsfer import-weights",
         ) from error
-    if stored.get("schema") != SCHEMA:
+    schema = stored.get("schema") if isinstance(stored, dict) else None
+    if schema != SCHEMA:
         raise CheckpointError(
-            f"has schema {stored.get('schema')}, this version reads schema {SCHEMA}",
+            f"has schema {schema}, this version reads schema {SCHEMA}",
             where=path,
             mend="write it again with this version",
         )
-    if model is not None and stored["model"] != model:
+    metadata = _metadata(stored, path)
+    if model is not None and metadata.model != model:
         raise CheckpointError(
-            f"holds weights of {stored['model']!r}, not of {model!r}",
+            f"holds weights of {metadata.model!r}, not of {model!r}",
             where=path,
-            mend=f"set model to {stored['model']!r} or give other weights",
+            mend=f"set model to {metadata.model!r} or give other weights",
         )
-    return Metadata(**stored | {"mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
+    return metadata
+
+
+def _metadata(stored: dict[str, Any], path: Path) -> Metadata:
+    """The record of a weights file, its keys and values checked."""
+    try:
+        return TypeAdapter(Metadata).validate_python(stored)
+    except ValidationError as error:
+        issue = error.errors(include_url=False)[0]
+        raise CheckpointError(
+            f"its record of itself is damaged ({issue['loc'][0]}: {issue['msg']})",
+            where=path,
+            mend="train again, or import the weights again",
+        ) from error
 
 
 def load_weights(model: nn.Module, path: Path, *, model_name: str) -> Metadata:
@@ -95,7 +122,15 @@ def load_weights(model: nn.Module, path: Path, *, model_name: str) -> Metadata:
         CheckpointError: as `read_metadata`, or an entry is missing, unknown or of another shape.
     """
     metadata = read_metadata(path, model=model_name)
-    states = load_file(path)
+    states = read_state_dict(path)
+    with safe_open(path, framework="pt") as file:
+        stored = file.metadata()
+    if "sha256" in stored and stored["sha256"] != _hash(stored["dsfer"], states):
+        raise CheckpointError(
+            "its content differs from what was saved (SHA-256)",
+            where=path,
+            mend="train again, `dvc checkout` the file, or import the weights again",
+        )
     check_fit({key: v.shape for key, v in states.items()}, _shapes(model), path)
     model.load_state_dict(states)
     return metadata
@@ -110,10 +145,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        states = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            check_crc(file)
+            states = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError("no such file", where=path, mend="check the path") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # torch's unpickler raises whatever the damage leads it to
         raise CheckpointError(
             f"not a readable state dict of plain tensors ({first_line(error)})",
             where=path,
@@ -128,6 +165,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             "holds no state dict", where=path, mend="give a file of named tensors"
         )
     return states
+
+
+def check_crc(file: BinaryIO) -> None:
+    """Compare the checksums in a file of torch, which torch writes but does not read.
+
+    Raises:
+        ValueError: one differs.
+        zipfile.BadZipFile: the file is damaged otherwise.
+    """
+    if zipfile.is_zipfile(file):  # torch wrote other files before 1.6, without checksums
+        with zipfile.ZipFile(file) as archive:
+            if (member := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {member} is wrong")
+    file.seek(0)
 
 
 def _is_state_dict(value: object) -> TypeGuard[dict[str, Tensor]]:

@@ -11,13 +11,14 @@ import subprocess
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import rarfile
 from rich.filesize import decimal
 
-from dsfer.errors import DownloadError
+from dsfer.errors import DownloadError, first_line
 from dsfer.files import atomic_folder, naming
 
 MAGIC = {"zip": (b"PK\x03\x04", b"PK\x05\x06"), "rar": (b"Rar!\x1a\x07",)}
@@ -33,9 +34,6 @@ RAR_TOOLS = {
 """Programs that unpack RAR into the current folder (the archive's path follows), the best first.
 Some builds of 7-Zip lack RAR, and bsdtar lacks solid archives: where one fails, the next has its
 turn, and what came out is compared with the archive's own checksums either way."""
-
-BROKEN = (zipfile.BadZipFile, rarfile.Error, zlib.error, EOFError, NotImplementedError)
-"""What the readers raise on an archive that is damaged or of an unknown flavour."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,8 @@ def check_integrity(path: Path, kind: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except (*BROKEN, RuntimeError) as error:
-        raise _damaged(path, str(error)) from error
+    except Exception as error:  # see `_damaged`
+        raise _damaged(path, first_line(error)) from error
     if bad is not None:
         raise _damaged(path, f"the checksum of '{bad}' is wrong")
 
@@ -128,8 +126,10 @@ def list_members(path: Path, kind: str) -> list[Member]:
                 return [_rar_member(info) for info in rar.infolist()]
         with zipfile.ZipFile(path) as archive:
             return [_zip_member(info) for info in archive.infolist()]
-    except BROKEN as error:
-        raise _damaged(path, str(error)) from error
+    except DownloadError:
+        raise
+    except Exception as error:  # see `_damaged`
+        raise _damaged(path, first_line(error)) from error
 
 
 def _zip_member(info: zipfile.ZipInfo) -> Member:
@@ -192,19 +192,29 @@ def _check_room(needed: int, archive: Path, target: Path) -> None:
 
 def _unpack_zip(path: Path, folder: Path) -> None:
     """Write each file of a zip whose members were checked; reading compares the checksums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                place = folder / info.filename
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            place = folder / info.filename
+            try:
                 if info.is_dir():
                     place.mkdir(parents=True, exist_ok=True)
                     continue
                 place.parent.mkdir(parents=True, exist_ok=True)
                 # Mode x: two members of one name are an error, not a silent choice.
-                with naming(place), archive.open(info) as source, place.open("xb") as out:
-                    shutil.copyfileobj(source, out, 1 << 20)
-    except (*BROKEN, RuntimeError, FileExistsError, NotADirectoryError) as error:
-        raise _damaged(path, str(error)) from error
+                with naming(place), place.open("xb") as out:
+                    out.writelines(_read(path, archive, info))
+            except (FileExistsError, NotADirectoryError) as error:
+                raise _damaged(path, first_line(error)) from error
+
+
+def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    """The content of a member, a mebibyte at a time."""
+    try:
+        with archive.open(info) as source:
+            while chunk := source.read(1 << 20):
+                yield chunk
+    except Exception as error:  # see `_damaged`
+        raise _damaged(path, first_line(error)) from error
 
 
 def _unpack_rar(members: list[Member], archive: Path, folder: Path) -> None:
@@ -259,6 +269,11 @@ def _crc(path: Path) -> int:
 
 
 def _damaged(path: Path, reason: str) -> DownloadError:
+    """What to raise where a reader of archives does not come through.
+
+    `zipfile` and `rarfile` raise their own errors for some damage; for other damage OSError,
+    ValueError, struct.error, ..., whatever they come upon.
+    """
     return DownloadError(
         f"not a whole archive ({reason})", where=path, mend="delete it and fetch it again"
     )

@@ -7,13 +7,11 @@ from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from dsfer.data.labels import LABEL_RULES
 from dsfer.data.layouts import LAYOUTS
 from dsfer.errors import ConfigError
-from pipeline.frozen import Frozen, did_you_mean, parse
+from pipeline.frozen import Frozen, did_you_mean, parse, read_sections
 
 CATALOG = Path(__file__).with_name("catalog.yaml")
 
@@ -279,20 +277,9 @@ def load_catalog(path: Path = CATALOG) -> dict[str, DatasetEntry]:
     Raises:
         ConfigError: the file is missing, no YAML, or an entry is not as `DatasetEntry` declares.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            rows = YAML(typ="safe").load(file)
-    except (OSError, YAMLError) as error:
-        raise ConfigError(f"not a readable catalog ({error})", where=path) from error
-    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
-        raise ConfigError(
-            "not a mapping from data set names to facts",
-            where=path,
-            mend="see docs/data-sets.md for the form of an entry",
-        )
     return {
         name: parse(DatasetEntry, row | {"name": name}, f"{path} ({name})")
-        for name, row in rows.items()
+        for name, row in read_sections(path).items()
     }
 
 
@@ -305,15 +292,15 @@ def catalog_entry(dataset: str, path: Path = CATALOG) -> DatasetEntry:
 
     Raises:
         ConfigError: there is no such data set, or NAME has characters beyond letters, digits,
-            `_` and `-`.
+            `_` and `-`, or more than 100.
     """
     catalog = load_catalog(path)
     base, slash, own = dataset.partition("/")
-    if slash and base in OWN_DATA and not re.fullmatch("[A-Za-z0-9_-]+", own):
+    if slash and base in OWN_DATA and not re.fullmatch("[A-Za-z0-9_-]{1,100}", own):
         raise ConfigError(
             f"'{own}' is no name for a data set of your own",
             where="params.yaml, dataset",
-            mend="use letters, digits, _ and - only, as in folder/harbour-2024",
+            mend="use up to 100 letters, digits, _ and -, as in folder/harbour-2024",
         )
     if base not in catalog or (slash and base not in OWN_DATA):
         raise ConfigError(

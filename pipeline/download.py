@@ -25,7 +25,7 @@ from tenacity import (
 from tenacity.wait import wait_base
 from tqdm import tqdm
 
-from dsfer.errors import DownloadError
+from dsfer.errors import DataError, DownloadError
 from dsfer.files import naming, read_json, sha256_file, write_json
 from pipeline.archives import check_integrity, check_magic, rar_tools
 from pipeline.catalog import Archive
@@ -138,7 +138,7 @@ def verify(path: Path, archive: Archive, folder: Path) -> None:
 
 def _verify_pin(path: Path, archive: Archive, pins_file: Path) -> None:
     """Compare with the pinned hash, or pin this file's."""
-    pins = read_json(pins_file) if pins_file.exists() else {}
+    pins = _read_pins(pins_file)
     found, wanted = sha256_file(path), pins.get(archive.name)
     if wanted is None:
         check_integrity(path, archive.kind)
@@ -152,6 +152,21 @@ def _verify_pin(path: Path, archive: Archive, pins_file: Path) -> None:
     elif found != wanted:
         problem = f"has sha256 {found}, but {wanted} is pinned in {pins_file.name}"
         raise _wrong(path, archive, problem)
+
+
+def _read_pins(path: Path) -> dict[str, str]:
+    """Hashes that were pinned, by name of archive."""
+    try:
+        pins = read_json(path) if path.exists() else {}
+    except DataError as error:
+        pins = error.problem
+    if isinstance(pins, dict) and all(isinstance(each, str) for each in pins.values()):
+        return pins
+    raise DataError(
+        f"no record of hashes ({pins})",
+        where=path,
+        mend="delete it, and the archives that are in place are pinned anew",
+    )
 
 
 def _wrong(path: Path, archive: Archive, problem: str) -> DownloadError:

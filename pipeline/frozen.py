@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from ruamel.yaml import YAML
 
-from dsfer.errors import ConfigError
+from dsfer.errors import ConfigError, first_line
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -33,6 +34,47 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
     return f"; perhaps you mean '{near[0]}'" if near else f" (one of: {', '.join(names)})"
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML 1.2 file, where 1e-3 is a number, with the parser that DVC uses.
+
+    Raises:
+        ConfigError: the file is missing or no YAML.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"not a readable file ({error})",
+            where=path,
+            mend="run from the project's top folder, where params.yaml is, and keep it in UTF-8",
+        ) from error
+    except Exception as error:  # the parser raises its own errors, and those of what it meets
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise ConfigError(
+            f"no YAML ({line}{problem})", where=path, mend="correct that line"
+        ) from error
+
+
+def read_sections(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a YAML file of named sections, each of them a mapping.
+
+    Raises:
+        ConfigError: the file is missing, no YAML, or of another form.
+    """
+    sections = read_yaml(path)
+    if not isinstance(sections, dict) or not all(
+        isinstance(name, str) and isinstance(section, dict) for name, section in sections.items()
+    ):
+        raise ConfigError(
+            "not a mapping from names to sections of keys and values",
+            where=path,
+            mend="give it the form that docs/data-sets.md and docs/recipes.md show",
+        )
+    return sections
 
 
 def parse(model: type[Model], value: Any, where: str | Path) -> Model:

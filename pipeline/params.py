@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
 
 from dsfer.data.labels import LABEL_RULES
 from dsfer.errors import ConfigError
@@ -18,7 +17,7 @@ from dsfer.files import atomic_path
 from dsfer.models import VARIANTS
 from dsfer.paths import location
 from pipeline.catalog import CATALOG, OWN_DATA, DatasetEntry, Policy, Release, catalog_entry
-from pipeline.frozen import Frozen, did_you_mean, parse
+from pipeline.frozen import Frozen, did_you_mean, parse, read_yaml
 from pipeline.recipes import RECIPE_KEYS, Recipe, resolve_recipe
 
 PARAMS = Path("params.yaml")
@@ -210,20 +209,7 @@ def load_params(path: Path = PARAMS, changes: Mapping[str, Any] | None = None) -
         ConfigError: the file is missing or no YAML, a key is unknown, missing, of the wrong type
             or impossible.
     """
-    try:
-        # The parser that DVC uses: YAML 1.2, where 1e-3 is a number.
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"not a readable parameter file ({error})",
-            where=path,
-            mend="run from the project's top folder, where params.yaml is",
-        ) from error
-    except MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ConfigError(
-            f"no YAML ({line}{error.problem})", where=path, mend="correct that line"
-        ) from error
+    values = read_yaml(path)
     if isinstance(values, dict):
         values |= changes or {}
     params = parse(Params, values, path)

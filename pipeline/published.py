@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from ruamel.yaml import YAML
 
-from pipeline.frozen import Frozen, parse
+from pipeline.frozen import Frozen, parse, read_yaml
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 
@@ -116,4 +115,4 @@ def load_published(path: Path = PUBLISHED) -> Published:
     Raises:
         ConfigError: the file is not what is declared here.
     """
-    return parse(Published, YAML(typ="safe").load(path), path)
+    return parse(Published, read_yaml(path), path)

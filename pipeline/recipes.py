@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
-from ruamel.yaml import YAML
 
 from dsfer.errors import ConfigError
-from pipeline.frozen import Frozen, did_you_mean, parse
+from pipeline.frozen import Frozen, did_you_mean, parse, read_sections
 
 RECIPES = Path(__file__).with_name("recipes.yaml")
 
@@ -87,9 +86,10 @@ def load_recipes(path: Path = RECIPES) -> dict[str, RecipeBook]:
     Raises:
         ConfigError: the file is not as `RecipeBook` declares.
     """
-    with path.open(encoding="utf-8") as file:
-        rows = YAML(typ="safe", pure=True).load(file)
-    return {name: parse(RecipeBook, row, f"{path.name} ({name})") for name, row in rows.items()}
+    return {
+        name: parse(RecipeBook, row, f"{path.name} ({name})")
+        for name, row in read_sections(path).items()
+    }
 
 
 def resolve_recipe(
@@ -126,7 +126,7 @@ def resolve_recipe(
     for source, layer in layers.items():
         values |= layer
         sources |= dict.fromkeys(layer, source)
-    if values["schedule_iterations"] is None:
+    if values.get("schedule_iterations") is None:
         values["schedule_iterations"] = values.get("iterations")
         sources["schedule_iterations"] = "iterations"
     return parse(Recipe, values, f"params.yaml with recipe {name}"), sources

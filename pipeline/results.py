@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dsfer.errors import DataError
@@ -226,9 +227,9 @@ def _read(kind: type[Kind], path: Path, stage: str) -> Kind:
 
 def _table(path: Path, columns: list[str], stage: str) -> pd.DataFrame:
     mend = f"run the {stage} stage"
+    # Names may look like numbers ("0012"), or like no value at all ("NA").
+    text = dict.fromkeys(("id", "scene"), str)
     try:
-        # Names may look like numbers ("0012"), or like no value at all ("NA").
-        text = dict.fromkeys(("id", "scene"), str)
         table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=["", "nan"])
     except FileNotFoundError as error:
         raise DataError("no such file", where=path, mend=mend) from error
@@ -237,6 +238,9 @@ def _table(path: Path, columns: list[str], stage: str) -> pd.DataFrame:
     missing = [name for name in columns if name not in table]
     if missing:
         raise DataError(f"lacks the columns {', '.join(missing)}", where=path, mend=mend)
+    numbers = table.drop(columns=[name for name in text if name in table])
+    if words := [name for name in numbers if not is_numeric_dtype(numbers[name])]:
+        raise DataError(f"holds no number in the column {words[0]}", where=path, mend=mend)
     return table
 
 

@@ -169,6 +169,13 @@ def test_flipped_byte_leaves_nothing_behind(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["a.zip"]
 
 
+def test_a_name_that_no_file_system_takes(tmp_path):
+    path = zipped(tmp_path / "a.zip", {"x" * 300: b"1"})
+    with pytest.raises(OSError, match="name too long"):
+        unpack(path, "zip", tmp_path / "raw")
+    assert [item.name for item in tmp_path.iterdir()] == ["a.zip"]
+
+
 def test_two_members_of_one_name(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("same", b"1")

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rasterio.transform import Affine
 from ruamel.yaml import YAML
 
 import dsfer
@@ -30,7 +31,8 @@ from dsfer.errors import TrainingError
 from dsfer.weights import Metadata, save_weights
 from pipeline import stages
 from pipeline.params import current_settings
-from pipeline.stages import crop, download, evaluate, shard, split, train
+from pipeline.stages import crop, download, evaluate, shard, split, train, validate
+from tests.test_crop import GRID, write
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -82,16 +84,21 @@ SCRATCH = ((".dvc",), (".dvc", "tmp"), (".dvc", "tmp", "resume"))
 def refusal(main: Callable[[], None], status: int = 1) -> str:
     """What a stage says when it stops on an error; nothing in the project may have changed."""
     before = content(Path())
-    said = io.StringIO()
-    with pytest.raises(SystemExit) as stop, redirect_stderr(said):
-        stages.run(main)
-    assert stop.value.code == status
-    message = said.getvalue().rstrip("\n").rpartition("\n")[2]  # the log comes before it
+    ended, message = ending(main)
+    assert ended == status
     assert message.startswith("error: ")
     assert message.count("To mend it: ") == 1
     assert "\n" not in message and "Traceback" not in message
     assert content(Path()) == before
     return message
+
+
+def ending(main: Callable[[], None]) -> tuple[int, str]:
+    """The exit status of a stage that stops, and its last line."""
+    said = io.StringIO()
+    with pytest.raises(SystemExit) as stop, redirect_stderr(said):
+        stages.run(main)
+    return stop.value.code, said.getvalue().rstrip("\n").rpartition("\n")[2]
 
 
 def process(module: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -242,6 +249,81 @@ def truncated(folder: Path) -> None:
 
 def a_web_page(folder: Path) -> None:
     (folder / "B/s2.png").write_text("<html>quota exceeded</html>")
+
+
+def replaced(folder: Path, name: str, pixels: np.ndarray, **profile: Any) -> None:
+    """Put a GeoTIFF in the place of a picture."""
+    (folder / f"{name}.png").unlink()
+    write(folder / f"{name}.tif", pixels, **profile)
+
+
+def not_a_number(folder: Path) -> None:
+    replaced(folder, "A/s1", np.full((64, 64, 3), np.nan, np.float32))
+
+
+def infrared(folder: Path) -> None:
+    replaced(folder, "B/s0", np.ones((64, 64, 4), np.uint8), photometric="minisblack")
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (not_a_number, ["imagery/A/s1.tif: ", "float32", "-ot Byte -scale"]),
+        (lambda f: replaced(f, "A/s1", np.ones((64, 64, 3), np.uint16)), ["uint16, not 8-bit"]),
+        (lambda f: replaced(f, "B/s2", np.ones((64, 64), np.uint8)), ["s2.tif: has 1 band,"]),
+        (lambda f: replaced(f, "B/s2", np.ones((64, 64, 2), np.uint8)), ["has 2 bands", "bands:"]),
+        (infrared, ["imagery/B/s0.tif: ", "has 4 bands", "bands: [3, 2, 1]"]),
+        (lambda f: replaced(f, "label/s3", np.ones((64, 64, 3), np.uint8)),
+         ["imagery/label/s3.tif: ", "3 bands, not one", "store the label as one 8-bit band"]),
+        (lambda f: replaced(f, "label/s3", np.full((64, 64), np.nan, np.float32)),
+         ["imagery/label/s3.tif: ", "float32"]),
+    ],
+    ids=["nan", "16-bit", "grey", "two", "four", "rgb-label", "float-label"],
+)  # fmt: skip
+def test_rasters_of_other_kinds(project, damage, parts):
+    damage(project / "imagery")
+    download.main()
+    message = refusal(crop.main)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "part"),
+    [
+        ("EPSG:32634", GRID, "same coordinate reference system"),
+        ("EPSG:32633", GRID @ Affine.translation(3, 0), "differ by at most"),
+        ("EPSG:32633", GRID @ Affine.rotation(5), "differ by at most"),
+        (None, None, "same coordinate reference system"),
+    ],
+    ids=["crs", "shifted", "rotated", "none"],
+)
+def test_dates_on_different_grids(project, crs, transform, part):
+    t1, t2 = np.random.default_rng(9).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    other = {} if crs is None else {"crs": crs, "transform": transform}
+    replaced(project / "imagery", "A/s1", t1, crs="EPSG:32633", transform=GRID)
+    replaced(project / "imagery", "B/s1", t2, **other)
+    for stage in (download, crop, split):
+        stage.main()
+    status, message = ending(validate.main)
+    assert status == 1
+    assert "scene s1: " in message and part in message and "gdalwarp" in message
+    assert "To mend it: " in message
+
+
+def test_a_name_that_no_table_could_hold(project):
+    name = os.fsencode(project / "imagery/A") + b"/bad\xff.png"
+    try:
+        Path(os.fsdecode(name)).touch()
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    message = refusal(download.main)
+    assert "'bad\\udcff.png' is not valid UTF-8" in message
+
+
+def test_a_name_too_long_for_the_file_system(project):
+    configure(project, dataset="folder/" + "x" * 300)
+    message = refusal(download.main)
+    assert "params.yaml, dataset: 'xxx" in message and "use up to 100 letters" in message
 
 
 @pytest.mark.parametrize(

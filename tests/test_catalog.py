@@ -155,7 +155,7 @@ def test_files_that_are_no_catalog(tmp_path, text):
 
 
 def test_missing_catalog(tmp_path):
-    with pytest.raises(ConfigError, match="not a readable catalog"):
+    with pytest.raises(ConfigError, match="not a readable file"):
         load_catalog(tmp_path / "none.yaml")
 
 

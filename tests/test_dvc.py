@@ -130,7 +130,7 @@ NO_RESULT = {  # messages, files, processes and parameters: none of them makes a
 }  # fmt: skip
 FORMATS = {  # whoever reads a file depends on the file; whoever writes it declares the module
     "dsfer/data/manifest.py", "dsfer/data/scenes.py", "dsfer/data/shards.py",
-    "dsfer/data/tars.py", "dsfer/weights.py", "pipeline/results.py",
+    "dsfer/data/shard_index.py", "dsfer/data/tars.py", "dsfer/weights.py", "pipeline/results.py",
 }  # fmt: skip
 UNUSED = {  # imported by a module that is declared, for a part of it that the stage does not call
     "train": {"dsfer/prediction.py"},  # stitching

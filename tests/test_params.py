@@ -210,7 +210,7 @@ def test_a_missing_or_unreadable_file_says_where_to_run(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: .*run from the project's top folder"):
         load_params(tmp_path / "none.yaml")
     (tmp_path / "params.yaml").write_bytes(b"dataset: \xff\xfe")
-    with pytest.raises(ConfigError, match="not a readable parameter file"):
+    with pytest.raises(ConfigError, match="not a readable file"):
         load_params(tmp_path / "params.yaml")
 
 

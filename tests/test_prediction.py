@@ -55,6 +55,24 @@ def test_stitching_the_windows_gives_the_scene_back(rows, cols, tile, batch_size
     np.testing.assert_allclose(whole, pair[0, :, :, 0] / 255, atol=1e-6)
 
 
+@settings(max_examples=100, deadline=None)
+@given(SIZES, SIZES, TILES)
+def test_weights_of_all_windows_over_a_pixel_sum_to_one(rows, cols, tile):
+    size, overlap = tile
+    weights = blend_weights(size, overlap)
+    places = [(top, left) for top in window_starts(rows, size, overlap)
+              for left in window_starts(cols, size, overlap)]  # fmt: skip
+    total = np.zeros((max(rows, size), max(cols, size)))
+    for top, left in places:
+        total[top : top + size, left : left + size] += weights
+    shares = np.zeros_like(total)
+    for top, left in places:
+        inside = slice(top, top + size), slice(left, left + size)
+        shares[inside] += weights / total[inside]
+    assert total[:rows, :cols].min() > 0
+    np.testing.assert_allclose(shares[:rows, :cols], 1)
+
+
 def test_blending_is_the_weighted_mean_of_all_windows_over_a_pixel():
     size, overlap, rows, cols = 8, 3, 19, 23
     generator = np.random.default_rng(0)

@@ -206,6 +206,17 @@ def test_a_truncated_shard(shards):
         tar_members(path)
 
 
+def test_shards_in_another_order(shards):
+    first, second = shards / "shard-000000.tar", shards / "shard-000001.tar"
+    first_bytes, second_bytes = first.read_bytes(), second.read_bytes()
+    first.write_bytes(second_bytes)
+    second.write_bytes(first_bytes)
+    with pytest.raises(ShardError, match=r"shard-000000\.tar: has SHA-256"):
+        TileShards(shards)
+    with pytest.raises(ShardError, match=r"shard-000000\.tar: member scene_00003\S+ stands where"):
+        TileShards(shards, verify=False)
+
+
 def rewrite_first_shard(folder, change):
     """Pass the samples of the first shard through `change`, and make sizes and hashes agree."""
     path = folder / "shard-000000.tar"

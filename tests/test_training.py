@@ -223,6 +223,29 @@ def schedule(name, **changes):
     )
 
 
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    trainer(tmp_path).fit()
+    whole = torch.load(tmp_path / "last.pt", weights_only=True)
+    for part in ("model", "optimiser", "best_states"):
+        save_checkpoint(tmp_path / "last.pt", {k: v for k, v in whole.items() if k != part})
+        with pytest.raises(CheckpointError, match=r"last\.pt: does not hold the state of this net"):
+            trainer(tmp_path)
+    other = {f"other.{key}": value for key, value in whole["model"].items()}
+    save_checkpoint(tmp_path / "last.pt", whole | {"model": other})
+    with pytest.raises(CheckpointError, match="does not hold the state"):
+        trainer(tmp_path)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"fingerprint": "run", "step": 1, "model": torch.zeros(10_000)})
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # in the middle of the tensor
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"not a readable checkpoint .the checksum of"):
+        load_checkpoint(path, "run")
+
+
 def test_linear_falls_to_zero_as_the_paper_says():
     linear = schedule("linear")
     assert learning_rate(0, linear) == 1e-5

@@ -10,7 +10,13 @@ from typer.testing import CliRunner
 from dsfer.cli import app, main
 from dsfer.errors import CheckpointError
 from dsfer.released import RELEASES, import_released
-from dsfer.weights import read_metadata, read_state_dict
+from dsfer.weights import (
+    Metadata,
+    load_weights,
+    read_metadata,
+    read_state_dict,
+    save_weights,
+)
 from tests.disks import mounted
 from tests.released_states import released_states
 
@@ -56,6 +62,17 @@ def test_a_damaged_file_is_an_error(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.pth"):
         read_state_dict(path)
+
+
+def test_a_flipped_bit_in_our_weights_is_noticed(tmp_path):
+    network, path = torch.nn.Linear(100, 100), tmp_path / "w.safetensors"
+    save_weights(network, path, Metadata("dsfer-net", {}, (0, 0, 0), (1, 1, 1)))
+    load_weights(torch.nn.Linear(100, 100), path, model_name="dsfer-net")
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: its content differs .*SHA-256"):
+        load_weights(torch.nn.Linear(100, 100), path, model_name="dsfer-net")
 
 
 def test_an_import_onto_a_full_disk(source, tmp_path, monkeypatch, capsys):

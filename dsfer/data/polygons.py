@@ -16,7 +16,7 @@ from shapely.affinity import affine_transform
 
 from dsfer.data.new_raster import new_raster
 from dsfer.data.scenes import Scene
-from dsfer.errors import DataError, GridMismatchError
+from dsfer.errors import DataError, GridMismatchError, first_line
 from dsfer.paths import AnyPath, gdal_store_options
 
 BLOCK = 512
@@ -135,9 +135,11 @@ def _polygons(vector: AnyPath, grid: AnyPath, crs: rasterio.crs.CRS | None) -> g
                 mend="keep only the layer of changed areas",
             )
         shapes = geopandas.read_file(str(vector), columns=[]).geometry
-    except (RuntimeError, AttributeError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # GDAL, pyogrio and shapely each raise their own
         raise DataError(
-            f"neither a raster nor a vector file that GDAL reads ({error})",
+            f"neither a raster nor a vector file that GDAL reads ({first_line(error)})",
             where=vector,
             mend="give a label raster, or polygons as GeoPackage, GeoJSON or Shapefile",
         ) from error

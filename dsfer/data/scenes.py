@@ -1,10 +1,12 @@
 """A scene: one co-registered pair with its label, at full size."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dsfer.data.manifest import SPLITS
 from dsfer.errors import DataError
 from dsfer.files import read_json, write_bytes
 from dsfer.paths import AnyPath, location
@@ -70,10 +72,17 @@ def read_scenes(path: Path) -> list[Scene]:
             )
             for row in rows
         ]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"not a list of scenes ({error!r})", where=path, mend="run the download stage again"
         ) from error
     if not scenes:
         raise DataError("lists no scene", where=path, mend="run the download stage again")
+    for scene in scenes:
+        if not re.fullmatch("[A-Za-z0-9_-]+", str(scene.id)) or scene.split not in (*SPLITS, None):
+            raise DataError(
+                f"no scene has the id {scene.id!r} and the split {scene.split!r}",
+                where=path,
+                mend="run the download stage again",
+            )
     return scenes

@@ -10,7 +10,6 @@ import json
 import logging
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,25 +19,16 @@ import pandas as pd
 
 from dsfer.data.manifest import read_manifest, write_manifest
 from dsfer.data.shard_cache import ShardCache
+from dsfer.data.shard_index import REWRITE, SCHEMA, ShardEntry, ShardIndex, read_index, write_index
 from dsfer.data.tars import MEMBERS, Pixels, npy_header, tar_members, write_tar
 from dsfer.data.workers import Spread
 from dsfer.errors import DataError, ShardError, StoreError
-from dsfer.files import (
-    atomic_folder,
-    atomic_object,
-    read_json,
-    remove_temporary,
-    sha256_file,
-    write_json,
-)
+from dsfer.files import atomic_folder, atomic_object, remove_temporary, sha256_file
 from dsfer.paths import AnyPath, location, upload
 
 _log = logging.getLogger(__name__)
 
-SCHEMA = 2
 TILES_PER_SHARD = 512
-
-_REWRITE = "run the shard stage again"
 
 
 class Statistics(NamedTuple):
@@ -84,16 +74,6 @@ def data_statistics(train: pd.DataFrame) -> Statistics:
 
 def _total(rows: pd.DataFrame, column: str) -> list[int]:
     return [int(value) for value in np.sum(np.stack(list(rows[column])).astype(np.int64), axis=0)]
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """One entry of the index: a tar, what it must hash to, and how many tiles it holds."""
-
-    file: str
-    sha256: str
-    bytes: int
-    count: int
 
 
 def write_shards(
@@ -147,35 +127,34 @@ def write_shards(
             (tiles, rows[start : start + tiles_per_shard], home / f"shard-{number:06d}.tar")
             for number, start in enumerate(starts)
         ]
-        shards = list(spread(_write_shard, work, preload=["webdataset.writer"]))
+        shards = tuple(spread(_write_shard, work, preload=["webdataset.writer"]))
         remove_temporary(folder)
         index = folder / "index.json"
-        write_json(
+        write_index(
             index,
-            {
-                "schema": SCHEMA,
-                "name": name,
-                "manifest_sha256": manifest_sha256,
-                "split": split,
-                "split_hash": split_hash,
-                "tile_size": int(rows["size"].iloc[0]),
-                "count": len(rows),
+            ShardIndex(
+                name=name,
+                manifest_sha256=manifest_sha256,
+                split=split,
+                split_hash=split_hash,
+                tile_size=int(rows["size"].iloc[0]),
+                count=len(rows),
                 **statistics._asdict(),
-                "shards": [asdict(shard) for shard in shards],
-                "tiles": list(rows["id"]),
-            },
+                shards=shards,
+                tiles=tuple(rows["id"]),
+            ),
         )
         if not isinstance(home, Path):
             for file in (manifest, index):  # who finds an index finds all of it
                 upload(file, home / file.name)
 
 
-def _write_shard(work: tuple[Path, pd.DataFrame, AnyPath]) -> _Shard:
+def _write_shard(work: tuple[Path, pd.DataFrame, AnyPath]) -> ShardEntry:
     """Write one shard; return its entry of the index."""
     tiles, rows, path = work
     with atomic_object(path) as temporary:
         write_tar(temporary, _copied(tiles, rows))
-        return _Shard(path.name, sha256_file(temporary), temporary.stat().st_size, len(rows))
+        return ShardEntry(path.name, sha256_file(temporary), temporary.stat().st_size, len(rows))
 
 
 def _copied(tiles: Path, rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, bytes | memoryview]]]:
@@ -246,22 +225,19 @@ class TileShards:
         verify: bool = True,
     ):
         self.folder = location(folder)
-        index = _read_index(self.folder / "index.json")
-        self.split: str = index["split"]
-        self.split_hash: str = index["split_hash"]
-        self.ids: tuple[str, ...] = tuple(index["tiles"])
-        self.tile_size: int = index["tile_size"]
-        self.mean: tuple[float, ...] = tuple(index["mean"])
-        self.std: tuple[float, ...] = tuple(index["std"])
-        self.class_frequency: tuple[float, ...] = tuple(index["class_frequency"])
+        index = read_index(self.folder / "index.json")
+        self.split, self.split_hash = index.split, index.split_hash
+        self.ids, self.tile_size = index.tiles, index.tile_size
+        self.mean, self.std = index.mean, index.std
+        self.class_frequency = index.class_frequency
         self.manifest = _read_rows(
-            self.folder / "manifest.parquet", self.ids, index["manifest_sha256"]
+            self.folder / "manifest.parquet", self.ids, index.manifest_sha256
         )
-        self._shards = [_Shard(**entry) for entry in index["shards"]]
+        self._shards = index.shards
         self._first = np.cumsum([0, *(shard.count for shard in self._shards)])
         self._offsets: dict[int, npt.NDArray[np.int64]] = {}
         self._maps: dict[int, Pixels] = {}
-        home = self.folder if store is None else location(store) / index["name"]
+        home = self.folder if store is None else location(store) / index.name
         self._home = str(home)  # as text: each thread and process opens a connection of its own
         self._cache: ShardCache | None = None
         if isinstance(home, Path):
@@ -337,28 +313,6 @@ class TileShards:
         return self.__dict__ | {"_maps": {}}
 
 
-def _read_index(path: AnyPath) -> dict[str, Any]:
-    """The index of a folder of shards, with its keys and counts checked."""
-    try:
-        index = read_json(path)
-    except StoreError:
-        raise
-    except DataError as error:
-        raise ShardError(error.problem, where=path, mend=_REWRITE) from error
-    keys = {"name", "manifest_sha256", "split", "split_hash", "tile_size", "count"}
-    keys |= {"shards", "tiles", *Statistics._fields}
-    if not isinstance(index, dict) or index.get("schema") != SCHEMA or not keys <= index.keys():
-        raise ShardError(f"not an index of schema {SCHEMA}", where=path, mend=_REWRITE)
-    counts = (len(index["tiles"]), sum(shard["count"] for shard in index["shards"]))
-    if counts != (index["count"], index["count"]):
-        raise ShardError(
-            f"says {index['count']} tiles, lists {counts[0]}, and its shards hold {counts[1]}",
-            where=path,
-            mend=_REWRITE,
-        )
-    return index
-
-
 def _read_rows(path: AnyPath, ids: Sequence[str], sha256: str) -> pd.DataFrame:
     """The manifest rows of the shards, in their order."""
     try:
@@ -366,17 +320,17 @@ def _read_rows(path: AnyPath, ids: Sequence[str], sha256: str) -> pd.DataFrame:
     except StoreError:
         raise
     except DataError as error:
-        raise ShardError(error.problem, where=path, mend=_REWRITE) from error
+        raise ShardError(error.problem, where=path, mend=REWRITE) from error
     if len(rows) != len(ids):
         raise ShardError(
-            f"has {len(rows)} rows, the index lists {len(ids)} tiles", where=path, mend=_REWRITE
+            f"has {len(rows)} rows, the index lists {len(ids)} tiles", where=path, mend=REWRITE
         )
     for number, (found, expected) in enumerate(zip(rows["id"], ids, strict=True)):
         if found != expected:
             raise ShardError(
                 f"row {number} is tile {found}, the index says {expected}",
                 where=path,
-                mend=_REWRITE,
+                mend=REWRITE,
             )
     return rows
 
@@ -384,7 +338,7 @@ def _read_rows(path: AnyPath, ids: Sequence[str], sha256: str) -> pd.DataFrame:
 def _checked_offsets(
     path: Path,
     where: str | Path,
-    shard: _Shard,
+    shard: ShardEntry,
     ids: Sequence[str],
     side: int,
     *,
@@ -396,7 +350,7 @@ def _checked_offsets(
     """
 
     def damaged(problem: str) -> ShardError:
-        return ShardError(problem, where=where, mend=f"{_REWRITE}, or `dvc checkout` the shards")
+        return ShardError(problem, where=where, mend=f"{REWRITE}, or `dvc checkout` the shards")
 
     if not path.is_file():
         raise damaged("no such shard, but the index lists it")
@@ -419,10 +373,12 @@ def _checked_offsets(
     headers = {member: npy_header((side, side, 3)) for member in ("t1", "t2")}
     headers["label"] = npy_header((side, side))
     starts = []
-    for number, (name, (offset, _)) in enumerate(members.items()):
-        header = headers[MEMBERS[number % len(MEMBERS)]]
+    for number, (name, (offset, size)) in enumerate(members.items()):
+        member = MEMBERS[number % len(MEMBERS)]
+        header = headers[member]
         start = offset + len(header)
-        if data[offset:start].tobytes() != header:
+        pixels = side * side * (1 if member == "label" else 3)
+        if data[offset:start].tobytes() != header or size != len(header) + pixels:
             raise damaged(f"member {name} is no uint8 array of {side} x {side} pixels")
         starts.append(start)
     return np.array(starts, np.int64).reshape(-1, len(MEMBERS))
