@@ -5,7 +5,8 @@
 
 A reader passes if it returns a sound value or raises a DsferError. Anything else is a finding:
 another exception, a value that is not sound, a crash of the interpreter or a hang (each reader runs
-in a process of its own, whose death is noticed). One line of JSON is printed for each reader.
+in a process of its own, whose death is noticed). One line of JSON is printed for each reader; the
+exit status is 1 if there was a finding.
 `tests/test_fuzz.py` runs a few inputs of each with every test run.
 """
 
@@ -193,9 +194,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="other inputs than those of the test")
     arguments = parser.parse_args()
     warm_up()
+    found = False
     for name in arguments.reader or fuzzed_readers.READERS:
         outcome = isolated(name, arguments.examples, arguments.seed)
         print(json.dumps(asdict(outcome)), flush=True)
+        found |= outcome.finding is not None
+    sys.exit(found)
 
 
 if __name__ == "__main__":

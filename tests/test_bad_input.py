@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 
 import dsfer
 from dsfer.checkpoint import save_checkpoint
-from dsfer.data.manifest import read_manifest
+from dsfer.data.manifest import read_manifest, write_manifest
 from dsfer.data.shards import TileShards
 from dsfer.errors import TrainingError
 from dsfer.weights import Metadata, save_weights
@@ -364,16 +364,39 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def another_split(shards: Path) -> None:
+    shutil.copy(shards / "val/shard-000000.tar", shards / "train")
+
+
+def another_manifest(shards: Path) -> None:
+    path = shards / "train/manifest.parquet"
+    write_manifest(path, read_manifest(path).assign(changed_pixels=1))
+
+
+class Payload:
+    """A pickle that would make a folder."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("code-ran",)
+
+
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
         (lambda s: flip(s / "train/shard-000000.tar"), ["train/shard-000000.tar: ", "SHA-256"]),
         (lambda s: flip(s / "val/shard-000000.tar"), ["val/shard-000000.tar: ", "SHA-256"]),
         (lambda s: (s / "train/shard-000000.tar").unlink(), ["no such shard"]),
+        (lambda s: cut(s / "train/shard-000000.tar"), ["has 1000 bytes, the index says"]),
+        (another_split, ["train/shard-000000.tar: ", "bytes, the index says"]),
+        (another_manifest, ["train/manifest.parquet: has SHA-256"]),
         (lambda s: (s / "val/index.json").unlink(), ["val/index.json: no such file"]),
         (lambda s: shutil.rmtree(s), ["train/index.json: no such file"]),
     ],
-    ids=["flipped", "flipped-val", "missing", "index", "all"],
+    ids=["flipped", "flipped-val", "missing", "cut", "swapped", "manifest", "index", "all"],
 )
 def test_damaged_shards_stop_training(sharded, damage, parts):
     damage(sharded / "shards")
@@ -410,22 +433,36 @@ def test_imagenet_weights_that_do_not_fit(sharded):
     assert "vgg.pth: does not fit VGG-16" in message
     Path("vgg.pth").write_text("<html>quota exceeded</html>")
     assert "error: vgg.pth: " in refusal(train.main)
+    torch.save({"features.0.weight": Payload()}, "vgg.pth")
+    assert "error: vgg.pth: not a readable state dict" in refusal(train.main)
 
 
-@pytest.mark.parametrize("damage", ["cut", "schema", "run"])
-def test_a_checkpoint_that_is_not_of_this_run(sharded, damage):
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("cut", "not a readable checkpoint"),
+        ("flip", "not a readable checkpoint"),
+        ("pickle", "not a readable checkpoint"),
+        ("schema", "schema 0"),
+        ("run", "belongs to run other"),
+        ("network", "does not hold the state of this network"),
+    ],
+)
+def test_a_checkpoint_that_is_not_of_this_run(sharded, damage, said):
     settings = current_settings()
     splits = (TileShards(sharded / "shards" / name) for name in ("train", "val"))
     fingerprint = train.run_fingerprint(settings, *splits)
     path = Path(".dvc/tmp/resume") / fingerprint / "last.pt"
-    save_checkpoint(path, {"fingerprint": fingerprint if damage == "cut" else "other"})
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-50])
+    other = {"step": 1, "model": {"weight": torch.zeros(1000)}}
+    save_checkpoint(path, other | {"fingerprint": "other" if damage == "run" else fingerprint})
+    if damage in ("cut", "flip"):
+        {"cut": cut, "flip": flip}[damage](path)
     if damage == "schema":
         torch.save({"fingerprint": fingerprint, "schema": 0}, path)
+    if damage == "pickle":
+        torch.save({"fingerprint": fingerprint, "model": Payload()}, path)
     message = refusal(train.main)
-    assert f"error: {path}: " in message
-    assert {"cut": "not a readable", "schema": "schema 0", "run": "run other"}[damage] in message
+    assert f"error: {path}: " in message and said in message
     assert "delete it to start this run anew" in message
 
 
@@ -437,10 +474,6 @@ def weights(folder: Path, *, model: str = "dsfer-net", schema: int = 1, **option
     metadata = Metadata(model, built | options, (0, 0, 0), (1, 1, 1), about, schema)
     save_weights(network, path, metadata)
     return path
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:1000])
 
 
 @pytest.mark.parametrize(
