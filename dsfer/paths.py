@@ -1,5 +1,6 @@
 """Places on a disk or in an object store: a path or a URL, listed and read in the same way."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,9 @@ from dsfer.errors import StoreError, first_line
 
 AnyPath: TypeAlias = Path | UPath
 
+_OF_THIS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What an object store never says: a file on this machine is refused that is copied to or from."""
+
 
 def location(text: str | AnyPath) -> AnyPath:
     """The place that a text names: a URL as `s3://bucket/folder`, or a path.
@@ -23,8 +27,12 @@ def location(text: str | AnyPath) -> AnyPath:
     Raises:
         StoreError: fsspec knows no such kind of store, or the URL names no bucket.
     """
+    if "://" not in str(text):
+        return Path(str(text))
     try:
-        return UPath(text) if "://" in str(text) else Path(str(text))
+        place = UPath(text)
+        place.joinpath("file")  # refuses a URL without a bucket
+        return place
     except ValueError as error:
         raise StoreError(
             f"no URL of an object store ({first_line(error)})",
@@ -52,7 +60,7 @@ def reaching(place: AnyPath) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (OSError, ImportError, _client_error()) as error:
-        if isinstance(place, Path):
+        if isinstance(place, Path) or getattr(error, "errno", None) in _OF_THIS_DISK:
             raise
         raise StoreError(
             f"cannot be reached ({first_line(error)})",

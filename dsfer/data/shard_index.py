@@ -10,7 +10,7 @@ from dsfer.errors import DataError, ShardError, StoreError
 from dsfer.files import read_json, write_json
 from dsfer.paths import AnyPath
 
-SCHEMA = 2
+SCHEMA: Literal[2] = 2
 
 REWRITE = "run the shard stage again"
 
