@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
@@ -27,6 +28,7 @@ from tests.project import (
     run,
 )
 from tests.store import SECRET, upload
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("dvc")  # one process: the project below is run only once
 
@@ -36,16 +38,25 @@ def test_a_second_repro_does_nothing(project):
     assert run(project, "git", "status", "--short") == ""
 
 
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Processes whose current folder it is."""
+    found = psutil.process_iter(["cwd"])
+    return [process for process in found if process.info["cwd"] == str(folder)]
+
+
 def test_a_killed_experiment_goes_on_and_runs_only_what_depends_on_lambda(project):
-    start = command("exp", "run", "-S", "lambda=0.7", "-S", "iterations=20")
+    """On two processes, which end with the command that started them."""
+    start = command("exp", "run", "-S", "lambda=0.7", "-S", "iterations=20", "-S", "processes=2")
     killed = subprocess.Popen(
         start, cwd=project, env=environment(), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     saved = checkpoint_appears(project, killed)
+    found = processes_in(project)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    assert saved
+    assert saved and len(found) >= 4  # DVC, the launcher and two that train
+    wait_for(lambda: not processes_in(project))
     printed = run(project, *start)
     assert executed(printed) == ["train", "evaluate", "report"]
     assert "continuing from step" in printed
