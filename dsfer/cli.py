@@ -86,20 +86,44 @@ def _scale(text: str) -> tuple[float, float] | Literal["percentiles"]:
     return low, high
 
 
+def _threshold(text: str) -> float | Literal["auto"]:
+    """`0.5` as a number, or `auto`."""
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{text!r} is no probability", where="--threshold", mend="give a number, or auto"
+        ) from error
+
+
 @app.command()
 def predict(
-    t1: Annotated[str, typer.Argument(help="Raster of the first date.")],
-    t2: Annotated[str, typer.Argument(help="Raster of the second date.")],
-    weights: Annotated[Path, typer.Option(help="Trained network, a .safetensors file.")],
+    t1: Annotated[
+        str,
+        typer.Argument(
+            help="Raster of the first date; or, without a second, many pairs: a folder with A/ and "
+            "B/, a .csv of id,t1,t2, or a STAC-like .json."
+        ),
+    ],
+    weights: Annotated[
+        Path, typer.Option(help="Trained network: weights.safetensors, weights.json beside it.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
+    t2: Annotated[str | None, typer.Argument(help="Raster of the second date.")] = None,
     align: Annotated[bool, typer.Option(help="Resample the second raster onto the first.")] = False,
-    bands: Annotated[str | None, typer.Option(help="Bands that are R, G, B, as 3,2,1.")] = None,
+    bands: Annotated[
+        str | None, typer.Option(help="Bands that are R, G, B, as 3,2,1; if not as in training.")
+    ] = None,
     scale: Annotated[
         str | None, typer.Option(help="Values that become 0 and 255, as 0,3000; or percentiles.")
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Pixels by which the grids may differ.")] = 1.0,
     overlap: Annotated[float, typer.Option(help="Share of a window that neighbours share.")] = 0.5,
-    threshold: Annotated[float, typer.Option(help="Probability above which it changed.")] = 0.5,
+    threshold: Annotated[
+        str, typer.Option(help="Probability above which it changed; auto: best in validation.")
+    ] = "0.5",
     min_area: Annotated[float, typer.Option(help="Leave out changes below, in m².")] = 0.0,
     fill_holes: Annotated[float, typer.Option(help="Close holes below, in m².")] = 0.0,
     simplify: Annotated[float, typer.Option(help="Pixels by which outlines may move.")] = 0.0,
@@ -110,25 +134,60 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
     resume: Annotated[bool, typer.Option(help="Go on with a run that was cut off.")] = False,
 ) -> None:
-    """Map the changes between two rasters: GeoTIFFs, polygons, a picture, a summary."""
+    """Map the changes between two rasters: GeoTIFFs, polygons, a picture, a summary.
+
+    Or between the rasters of many pairs, each into a folder of its own.
+    """
     from dsfer.detector import load
     from dsfer.mapping.pair import Reading
+    from dsfer.mapping.pairs import check_all_done, list_pairs, map_pairs
     from dsfer.mapping.predict import MapOptions, predict_raster
     from dsfer.mapping.scoring import Label
 
-    summary = predict_raster(
-        t1,
-        t2,
+    reading = Reading(
+        _bands(bands) if bands else None, _scale(scale) if scale else None, align, tolerance
+    )
+    options = MapOptions(overlap, _threshold(threshold), min_area, fill_holes, simplify, geojson)
+    if t2 is not None:
+        summary = predict_raster(
+            t1,
+            t2,
+            load(weights, device=device, batch_size=batch_size),
+            out,
+            reading=reading,
+            options=options,
+            label=Label(label, label_rule) if label else None,
+            resume=resume,
+        )
+        _print_summary(summary, out, tolerance)
+        return
+    if label is not None:
+        raise ConfigError(
+            "goes with two rasters", where="--label", mend="name the labels in the list of pairs"
+        )
+    rows = map_pairs(
+        list_pairs(t1),
         load(weights, device=device, batch_size=batch_size),
         out,
-        reading=Reading(
-            _bands(bands) if bands else None, _scale(scale) if scale else None, align, tolerance
-        ),
-        options=MapOptions(overlap, threshold, min_area, fill_holes, simplify, geojson),
-        label=Label(label, label_rule) if label else None,
+        reading=reading,
+        options=options,
+        label_rule=label_rule,
         resume=resume,
     )
-    _print_summary(summary, out, tolerance)
+    _print_rows(rows)
+    check_all_done(rows, out)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    table = Table("pair", "status", "changes", "m²")
+    for row in rows:
+        numbers = (
+            (f"{row['changes']:,}", f"{row['changed_area_m2']:,.0f}")
+            if row["status"] == "done"
+            else ("", "")
+        )
+        table.add_row(row["id"], row["status"], *numbers)
+    Console(highlight=False).print(table)
 
 
 def _print_summary(summary: dict[str, Any], out: Path, tolerance: float) -> None:
@@ -142,15 +201,24 @@ def _print_summary(summary: dict[str, Any], out: Path, tolerance: float) -> None
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("grid", summary["grid"])
     table.add_row("second raster", grids)
+    if summary["bands"]:
+        table.add_row("bands", ", ".join(map(str, summary["bands"])))
+    table.add_row(
+        "threshold", f"{summary['options']['threshold']:.4g}, {summary['threshold_from']}"
+    )
     table.add_row("changes", f"{summary['changes']:,}, {summary['changed_area_m2']:,.0f} m²")
     table.add_row("pixels", ", ".join(f"{count:,} {name}" for name, count in pixels.items()))
     for protocol, scores in (summary["scores"] or {}).items():
         table.add_row(
             f"scores, {protocol}",
-            ", ".join(f"{name} {scores[name]:.2f}" for name in ("P", "R", "F1", "IoU")),
+            ", ".join(f"{name} {_percent(scores[name])}" for name in ("P", "R", "F1", "IoU")),
         )
     table.add_row("maps", str(out))
     console.print(table)
+
+
+def _percent(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from torch import nn
 
 from dsfer.errors import ConfigError, DataError
 from dsfer.evaluation import Inference, change_batch, stitch
-from dsfer.files import sha256_file
 from dsfer.models import create_model
 from dsfer.weights import Metadata, read_metadata
 
@@ -22,60 +21,37 @@ class Detector:
     Attributes:
         network: in evaluation mode, on the device of `inference`.
         inference: device, precision, normalisation and batch size.
-        tile_size: side of the windows it works on, in pixels.
-        metadata: what the weights file says about itself.
-        sha256: of the weights file.
+        metadata: the record of its weights.
     """
 
     network: nn.Module
     inference: Inference
-    tile_size: int
     metadata: Metadata
-    sha256: str
+
+    @property
+    def tile_size(self) -> int:
+        """Side of the windows that it works on, in pixels: that of its training."""
+        return self.metadata.tile_size
 
     def probabilities(self, windows: np.ndarray) -> np.ndarray:
         """Change probability (b, h, w) float32 of windows (b, 2, h, w, 3) uint8."""
         return change_batch(self.network, self.inference, windows)
 
-    def predict(self, t1: np.ndarray, t2: np.ndarray, *, overlap: float = 0.5) -> np.ndarray:
-        """Change probability of a pair of images of any size, by blended windows.
-
-        Args:
-            t1: date 1, (rows, cols, 3) RGB uint8.
-            t2: date 2, the same.
-            overlap: share of a window that neighbours have in common, 0 to below 1.
-
-        Returns:
-            (rows, cols) float32 in [0, 1].
+    def threshold(self, wanted: float | Literal["auto"]) -> float:
+        """The probability above which a pixel is changed; `auto` is that of the record.
 
         Raises:
-            DataError: the two are no RGB images of one size.
+            ConfigError: `auto`, and none was chosen on a validation split.
         """
-        for image in (t1, t2):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise DataError(
-                    f"an image is {image.dtype} {image.shape}",
-                    mend="give arrays of shape (rows, cols, 3), RGB, uint8",
-                )
-        if t1.shape != t2.shape:
-            raise DataError(
-                f"t1 is {t1.shape[:2]} and t2 {t2.shape[:2]} (rows, cols)",
-                mend="give two images of one size and place",
+        if wanted != "auto":
+            return wanted
+        if self.metadata.threshold is None:
+            raise ConfigError(
+                "these weights know no threshold chosen on a validation split",
+                where="threshold auto",
+                mend="give a number, as 0.5, or weights that training wrote",
             )
-        shared = shared_pixels(self.tile_size, overlap)
-        pair = np.stack((t1, t2))
-        return stitch(self.network, pair, self.inference, tile_size=self.tile_size, overlap=shared)
-
-
-def shared_pixels(tile_size: int, overlap: float) -> int:
-    """Pixels that neighbouring windows have in common.
-
-    Raises:
-        ConfigError: a share that is no share.
-    """
-    if not 0 <= overlap < 1:
-        raise ConfigError(f"{overlap:g} is no share", where="overlap", mend="give 0 to below 1")
-    return int(overlap * tile_size)
+        return self.metadata.threshold
 
 
 def load(
@@ -84,15 +60,18 @@ def load(
     """Load a trained network with all that its use needs.
 
     Args:
-        weights: a .safetensors file that training or `dsfer import-weights` wrote.
+        weights: a bundle that training or `dsfer import-weights` wrote: its .safetensors or .json
+            file, or the folder of `weights.safetensors` and `weights.json`.
         device: `auto` takes a GPU where there is one.
         batch_size: windows per forward pass.
 
     Raises:
-        CheckpointError: no such file, damaged, or not written by this program.
+        CheckpointError: no such file, damaged, of another schema, or not written by this program.
         ConfigError: a GPU was asked for and there is none.
     """
     path = Path(weights)
+    path = path / "weights.safetensors" if path.is_dir() else path
+    path = path.with_suffix(".safetensors") if path.suffix == ".json" else path
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "'cuda' was asked for, and torch sees no GPU",
@@ -111,5 +90,73 @@ def load(
         batch_size,
         metadata.per_image,
     )
-    tile_size = int(metadata.options.get("image_size", 256))
-    return Detector(network, inference, tile_size, metadata, sha256_file(path))
+    return Detector(network, inference, metadata)
+
+
+def as_detector(detector: Detector | str | Path) -> Detector:
+    """A detector as it is, or loaded from the weights that a path names, see `load`."""
+    return detector if isinstance(detector, Detector) else load(detector)
+
+
+def predict_array(
+    t1: np.ndarray,
+    t2: np.ndarray,
+    detector: Detector | str | Path,
+    *,
+    overlap: float = 0.5,
+    valid: np.ndarray | None = None,
+) -> np.ndarray:
+    """Change probability of a pair of images of any size, by blended windows.
+
+    The same code as the `stitched` protocol of evaluation and the maps of `predict_raster`.
+
+    Args:
+        t1: date 1, (rows, cols, 3) RGB uint8, 0 to 255.
+        t2: date 2, the same place and size.
+        detector: from `dsfer.load`, or the path of weights, which are then loaded at each call.
+        overlap: share of a window that neighbours have in common, 0 to below 1.
+        valid: (rows, cols) bool, where both dates show ground; None is everywhere.
+
+    Returns:
+        (rows, cols) float32 in [0, 1], NaN where not valid.
+
+    Raises:
+        DataError: the two are no RGB images of one size.
+        ConfigError: an overlap that is no share.
+        CheckpointError: as `load`.
+    """
+    for image in (t1, t2):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise DataError(
+                f"an image is {image.dtype} {image.shape}",
+                mend="give arrays of shape (rows, cols, 3), RGB, uint8",
+            )
+    if t1.shape != t2.shape:
+        raise DataError(
+            f"t1 is {t1.shape[:2]} and t2 {t2.shape[:2]} (rows, cols)",
+            mend="give two images of one size and place",
+        )
+    if valid is not None and (valid.shape != t1.shape[:2] or valid.dtype != np.bool_):
+        raise DataError(
+            f"valid is {valid.dtype} {valid.shape}", mend=f"give bool of shape {t1.shape[:2]}"
+        )
+    detector = as_detector(detector)
+    return stitch(
+        detector.network,
+        np.stack((t1, t2)),
+        detector.inference,
+        tile_size=detector.tile_size,
+        overlap=shared_pixels(detector.tile_size, overlap),
+        valid=valid,
+    )
+
+
+def shared_pixels(tile_size: int, overlap: float) -> int:
+    """Pixels that neighbouring windows have in common.
+
+    Raises:
+        ConfigError: a share that is no share.
+    """
+    if not 0 <= overlap < 1:
+        raise ConfigError(f"{overlap:g} is no share", where="overlap", mend="give 0 to below 1")
+    return int(overlap * tile_size)

@@ -188,12 +188,24 @@ def stitched_scenes(
 
 
 def stitch(
-    model: nn.Module, pair: np.ndarray, inference: Inference, *, tile_size: int, overlap: int
+    model: nn.Module,
+    pair: np.ndarray,
+    inference: Inference,
+    *,
+    tile_size: int,
+    overlap: int,
+    valid: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Change probability (rows, cols) float32 of one (2, rows, cols, 3) uint8 scene in memory."""
+    """Change probability (rows, cols) float32 of one (2, rows, cols, 3) uint8 scene in memory.
 
-    def read(top: int, left: int, size: int) -> np.ndarray:
-        return pair[:, top : top + size, left : left + size]
+    NaN where it is not `valid`, (rows, cols) bool.
+    """
+
+    def read(top: int, left: int, size: int) -> np.ndarray | None:
+        window = slice(top, top + size), slice(left, left + size)
+        if valid is not None and not valid[window].any():
+            return None
+        return pair[:, *window]
 
     model.eval()
     strips = change_probability(
@@ -204,7 +216,10 @@ def stitch(
         overlap=overlap,
         batch_size=inference.batch_size,
     )
-    return np.concatenate([strip for _, strip in strips])
+    probability = np.concatenate([strip for _, strip in strips])
+    if valid is not None:
+        probability[~valid] = np.nan
+    return probability
 
 
 def change_batch(model: nn.Module, inference: Inference, windows: np.ndarray) -> np.ndarray:

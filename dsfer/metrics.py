@@ -16,6 +16,9 @@ from torch import Tensor
 COUNTS = ["tp", "fp", "fn", "tn"]
 METRICS = ["P", "R", "F1", "OA", "IoU"]
 
+BINS = 256
+"""Of the histogram of probabilities; a power of two, so that its bounds are exact in float32."""
+
 Counts = npt.NDArray[np.float64]
 
 
@@ -124,6 +127,51 @@ def f1_interval(scenes: pd.DataFrame, *, seed: int, resamples: int = 2000) -> tu
 def predicted_change(logits: Tensor) -> Tensor:
     """Change map (b, h, w) bool of logits (b, 2, h, w): their argmax."""
     return logits[:, 1] > logits[:, 0]
+
+
+def probability_histogram(logits: Tensor, labels: Tensor) -> Tensor:
+    """Histograms of change probability, of unchanged and changed pixels, made on the device.
+
+    Args:
+        logits: (b, 2, h, w) of any float type.
+        labels: (b, h, w) uint8, 0 unchanged, 1 changed, 255 ignored.
+
+    Returns:
+        (2, BINS) int64: bin i counts probabilities in (i / BINS, (i + 1) / BINS], the first 0, too.
+    """
+    probability = logits.float().softmax(dim=1)[:, 1]
+    bins = (torch.ceil(probability * BINS).long() - 1).clamp(0, BINS - 1)
+    counted = (labels <= 1).long()
+    place = (bins + BINS * labels.long() * counted).flatten()
+    histogram = torch.zeros(2 * BINS, dtype=torch.int64, device=logits.device)
+    return histogram.scatter_add_(0, place, counted.flatten()).view(2, BINS)
+
+
+def best_threshold(histogram: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """The probability above which F1 of the change class is highest.
+
+    Args:
+        histogram: (2, BINS), see `probability_histogram`.
+
+    Returns:
+        A multiple of 1 / BINS inside (0, 1), and F1 there in percent; where several are as good,
+        the one nearest to 0.5. NaN for F1 where nothing has changed.
+    """
+    # said[label, i - 1]: pixels with a probability above i / BINS.
+    said = histogram[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:].astype(float)
+    changed = histogram[1].sum()
+    with np.errstate(invalid="ignore"):
+        f1 = 100 * 2 * said[1] / (said.sum(axis=0) + changed)  # 2 tp + fp + fn = said + changed
+    thresholds = np.arange(1, BINS) / BINS
+    if not changed:
+        return 0.5, float("nan")
+    order = np.lexsort((np.abs(thresholds - 0.5), -f1))
+    return float(thresholds[order[0]]), float(f1[order[0]])
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Values for JSON, which has no NaN: what has no value is null."""
+    return {key: value if np.isfinite(value) else None for key, value in values.items()}
 
 
 def total_counts(counts: Tensor) -> dict[str, float]:

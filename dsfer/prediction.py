@@ -72,13 +72,16 @@ def change_probability(
         tile_size: side of a window.
         overlap: pixels that neighbours share at least.
         batch_size: windows per call of `predict`.
-        from_row: first row of the scene that is wanted; windows above it are left out.
+        from_row: first row of the scene that is wanted; windows above it are left out. Nothing is
+            yielded where it is below the last.
 
     Yields:
         First row of a strip, and its probability (rows, cols) float32 in [0, 1], NaN where no
         window holds data.
     """
     rows, cols = shape
+    if from_row >= rows:
+        return
     weights = blend_weights(tile_size, overlap)
     tops = [top for top in window_starts(rows, tile_size, overlap) if top + tile_size > from_row]
     lefts = window_starts(cols, tile_size, overlap)

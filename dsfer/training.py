@@ -33,10 +33,18 @@ from dsfer.distributed import (
     world_size,
 )
 from dsfer.errors import CheckpointError, LeakageError, TrainingError, first_line
-from dsfer.evaluation import Inference, count_tiles
+from dsfer.evaluation import Inference, predict_split
 from dsfer.losses import ChangeLoss
 from dsfer.memory import enough_memory
-from dsfer.metrics import change_metrics, total_counts
+from dsfer.metrics import (
+    BINS,
+    best_threshold,
+    change_metrics,
+    confusion_counts,
+    predicted_change,
+    probability_histogram,
+    total_counts,
+)
 from dsfer.optimisation import Optimiser, Schedule, build_optimiser, rate_factor
 
 log = logging.getLogger(__name__)
@@ -105,7 +113,8 @@ class Trained:
 
     Attributes:
         states: state dict of the best network on the validation split, on the CPU.
-        best: its record: step, val/F1, ...
+        best: its record: step, val/F1, ..., and as val/threshold the probability above which its
+            F1 is highest, val/F1_at_threshold.
         history: all records in order.
     """
 
@@ -378,13 +387,19 @@ class Trainer:
         """
         model = self.model if self.averaged is None else self.averaged.module
         mine = np.arange(rank(), len(self.val_source.tiles), world_size())
-        counts, _ = count_tiles(model, self.val_source, self.inference, mine)
-        metrics = change_metrics(total_counts(sum_over_ranks(counts.sum(dim=0, keepdim=True))))
+        counts = torch.zeros((1, 4), dtype=torch.int64, device=self.inference.device)
+        histogram = torch.zeros((2, BINS), dtype=torch.int64, device=self.inference.device)
+        for output, labels in predict_split(model, self.val_source, self.inference, mine):
+            counts += confusion_counts(predicted_change(output.logits), labels).sum(dim=0)
+            histogram += probability_histogram(output.logits, labels)
+        metrics = change_metrics(total_counts(sum_over_ranks(counts)))
         # F1 is undefined while nothing is predicted on a split without change: that is no best.
         f1 = metrics["F1"] if math.isfinite(metrics["F1"]) else 0.0
         record = {f"val/{name}": metrics[name] for name in ("P", "R", "IoU")} | {"val/F1": f1}
+        threshold, f1_there = best_threshold(sum_over_ranks(histogram).cpu().numpy())
         if not self.best or f1 > self.best["val/F1"]:
             self.best = {"step": float(self.step), **record}
+            self.best |= {"val/threshold": threshold, "val/F1_at_threshold": f1_there}
             self.best_states = {
                 key: value.detach().cpu().clone() for key, value in model.state_dict().items()
             }

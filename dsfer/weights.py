@@ -1,98 +1,136 @@
-"""Weights on disk: our safetensors files, and state dicts of others.
+"""Weights on disk: bundles of ours, and state dicts of others.
 
-A weights file carries, in its safetensors metadata, the schema version, the model's name, the
-options it was built with and how its input is normalised, so that it needs nothing beside it.
+A bundle is `weights.safetensors` with `weights.json` beside it. The tensors are in the one, and all
+that their use needs is in the other, their hash included: neither is of use without the other.
 """
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO, Literal, TypeGuard
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from dsfer.errors import CheckpointError, first_line
-from dsfer.files import write_bytes
+from dsfer.errors import CheckpointError, DataError, first_line
+from dsfer.files import read_json, sha256_file, write_bytes, write_json
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of the record. Files of schema 1 had it inside, without threshold, tile size and licence."""
+
+Colours = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid", "allow_inf_nan": False})
 class Metadata:
-    """What a weights file says about itself.
+    """The record of a bundle: what its weights are, and how they are used.
 
     Attributes:
         model: name as in `dsfer.list_models()`.
         options: keyword arguments of `dsfer.create_model` that rebuild the network.
-        mean: mean of each RGB band that inputs are normalised with, 0 to 255.
+        mean: mean of each band in the order of `band_order` that inputs are normalised with, 0 to
+            255.
         std: standard deviation likewise.
-        about: where the weights come from: data set, split hash, recipe, seed, metrics.
+        about: where the weights come from: data set, split hash, recipe, seed, and as `best` the
+            metrics on the validation split, in percent.
         schema: version of this record.
         per_image: whether each image is then standardised by its own mean and standard deviation,
             see `dsfer.data.transforms.normalise`.
+        tile_size: side of the images that the network was trained on, in pixels.
+        band_order: what the network's three input channels are.
+        bands: the 1-based bands of the training rasters that were these; None where they had no
+            others.
+        threshold: change probability above which F1 is highest on the validation split; None where
+            nobody chose one.
+        licence: terms of the imagery that the weights come from; None if unknown.
+        file: name that the tensors' file was written under.
+        sha256: of that file.
+        onnx: how an exported network is used, see `dsfer.export`; None of weights.
     """
 
     model: str
     options: dict[str, Any]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Colours
+    std: Colours
     about: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
     per_image: bool = False
+    tile_size: PositiveInt = 256
+    band_order: tuple[Literal["red"], Literal["green"], Literal["blue"]] = ("red", "green", "blue")
+    bands: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    threshold: FiniteFloat | None = None
+    licence: str | None = None
+    file: str = ""
+    sha256: str = ""
+    onnx: dict[str, Any] | None = None
+
+
+_RECORD = TypeAdapter(Metadata)
+
+
+def record_path(weights: Path) -> Path:
+    """Where the record of a file of tensors lies."""
+    return weights.with_suffix(".json")
 
 
 def save_weights(model: nn.Module, path: Path, metadata: Metadata) -> None:
-    """Write a network's state dict as safetensors with a hash of it all, atomically."""
+    """Write a network's state dict as safetensors, and its record beside it, each atomically.
+
+    Killed between the two, it leaves a record that does not fit the tensors, and is told so.
+    """
     states = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    record = json.dumps(asdict(metadata))
-    write_bytes(path, save(states, {"dsfer": record, "sha256": _hash(record, states)}))
+    # Tells what the file is where its record was lost.
+    write_bytes(path, save(states, {"dsfer": json.dumps({"schema": metadata.schema})}))
+    write_record(path, metadata)
 
 
-def _hash(record: str, states: Mapping[str, Tensor]) -> str:
-    """SHA-256 over metadata, names and bytes of contiguous tensors on the CPU."""
-    digest = hashlib.sha256(record.encode())
-    for key in sorted(states):
-        digest.update(key.encode())
-        digest.update(states[key].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def write_record(path: Path, metadata: Metadata) -> None:
+    """Write the record of a file of tensors, with that file's hash."""
+    stored = replace(metadata, file=path.name, sha256=sha256_file(path))
+    write_json(record_path(path), asdict(stored))
 
 
 def read_metadata(path: Path, *, model: str | None = None) -> Metadata:
-    """Read what a weights file says about itself.
+    """Read the record of a bundle.
 
     Args:
-        path: a file written by `save_weights`.
+        path: weights written by `save_weights`, or a network exported by `dsfer.export`.
         model: the model it has to belong to, if that matters.
 
     Raises:
         CheckpointError: no such file, damaged, of another schema or of another model.
     """
+    place = record_path(path)
+    if not path.is_file():
+        raise CheckpointError("no such file", where=path, mend="train first")
+    if not place.is_file():
+        raise _without_record(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            stored = json.loads((file.metadata() or {})["dsfer"])
-    except FileNotFoundError as error:
-        raise CheckpointError("no such file", where=path, mend="train first") from error
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"not a dsfer weights file ({error})",
-            where=path,
-            mend="give a .safetensors file written by training or by dsfer import-weights",
-        ) from error
+        stored = read_json(place)
+    except DataError as error:
+        raise CheckpointError(error.problem, where=place, mend=_AGAIN) from error
     schema = stored.get("schema") if isinstance(stored, dict) else None
     if schema != SCHEMA:
         raise CheckpointError(
             f"has schema {schema}, this version reads schema {SCHEMA}",
-            where=path,
+            where=place,
             mend="write it again with this version",
         )
-    metadata = _metadata(stored, path)
+    if missing := [each.name for each in fields(Metadata) if each.name not in stored]:
+        raise CheckpointError(f"lacks {', '.join(missing)}", where=place, mend=_AGAIN)
+    try:
+        metadata = _RECORD.validate_python(stored)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        problem = f"{key}: {first['msg'].lower()}, found {first['input']!r}"
+        raise CheckpointError(problem, where=place, mend=_AGAIN) from error
     if model is not None and metadata.model != model:
         raise CheckpointError(
             f"holds weights of {metadata.model!r}, not of {model!r}",
@@ -102,35 +140,55 @@ def read_metadata(path: Path, *, model: str | None = None) -> Metadata:
     return metadata
 
 
-def _metadata(stored: dict[str, Any], path: Path) -> Metadata:
-    """The record of a weights file, its keys and values checked."""
+_AGAIN = "train again, or import the weights again; do not edit it by hand"
+
+
+def _without_record(path: Path) -> CheckpointError:
+    """Why weights have no record: they are older than records, or foreign, or it was lost."""
     try:
-        return TypeAdapter(Metadata).validate_python(stored)
-    except ValidationError as error:
-        issue = error.errors(include_url=False)[0]
-        raise CheckpointError(
-            f"its record of itself is damaged ({issue['loc'][0]}: {issue['msg']})",
+        with safe_open(path, framework="pt") as file:
+            schema = json.loads((file.metadata() or {})["dsfer"])["schema"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        return CheckpointError(
+            f"not a dsfer weights file ({first_line(error)})",
             where=path,
-            mend="train again, or import the weights again",
-        ) from error
+            mend="give a .safetensors file written by training or by dsfer import-weights",
+        )
+    if schema != SCHEMA:
+        return CheckpointError(
+            f"has schema {schema}, this version reads schema {SCHEMA}",
+            where=path,
+            mend="write it again with this version",
+        )
+    return CheckpointError(
+        f"its record {record_path(path).name} is not beside it",
+        where=path,
+        mend="copy both files of the bundle",
+    )
 
 
 def load_weights(model: nn.Module, path: Path, *, model_name: str) -> Metadata:
     """Load a weights file into a network, every entry and nothing else.
 
     Raises:
-        CheckpointError: as `read_metadata`, or an entry is missing, unknown or of another shape.
+        CheckpointError: as `read_metadata`, or it is not the file that the record is of, or an
+            entry is missing, unknown or of another shape.
     """
     metadata = read_metadata(path, model=model_name)
-    states = read_state_dict(path)
-    with safe_open(path, framework="pt") as file:
-        stored = file.metadata()
-    if "sha256" in stored and stored["sha256"] != _hash(stored["dsfer"], states):
+    if metadata.onnx is not None:
         raise CheckpointError(
-            "its content differs from what was saved (SHA-256)",
+            "is an exported network, for onnxruntime and the like",
             where=path,
-            mend="train again, `dvc checkout` the file, or import the weights again",
+            mend="give the .safetensors file that it was exported from",
         )
+    if (found := sha256_file(path)) != metadata.sha256:
+        raise CheckpointError(
+            f"has SHA-256 {found[:12]}…, its record {record_path(path).name} says "
+            f"{metadata.sha256[:12]}…",
+            where=path,
+            mend="`dvc checkout` or copy both files of the bundle, or train again",
+        )
+    states = read_state_dict(path)
     check_fit({key: v.shape for key, v in states.items()}, _shapes(model), path)
     model.load_state_dict(states)
     return metadata

@@ -116,15 +116,16 @@ def _publish_change_maps(results: Results) -> None:
     for title, files in kinds.items():
         parts.append(f"## {title}")
         parts += [
-            f"![{file.stem}]({data_uri(_thumbnail(file), 'image/webp')})"
+            f"![{file.stem}]({data_uri(thumbnail(file), 'image/webp')})"
             for file in files[:PICTURES]
         ]
     create_markdown_artifact("\n\n".join(parts), key="change-maps", description=_describe(results))
 
 
-def _thumbnail(file: Path) -> bytes:
+def thumbnail(file: Path, height: int = PICTURE_HEIGHT) -> bytes:
+    """A picture at no more than `height` pixels, as WebP."""
     with Image.open(file) as picture:
-        picture.thumbnail((picture.width, PICTURE_HEIGHT))
+        picture.thumbnail((picture.width, height))
         content = BytesIO()
         picture.save(content, "webp", lossless=True)
     return content.getvalue()

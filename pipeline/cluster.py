@@ -73,7 +73,7 @@ def spread_out(cluster: int | str | None, name: str, work: Callable[[Spread], ob
     # The pages of Prefect have it all; the terminal gets what the stage says, and warnings.
     logging.getLogger("prefect").propagate = False
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    with _scheduler(cluster) as address:
+    with scheduler(cluster) as address:
 
         @flow(name=name, task_runner=DaskTaskRunner(address=address))  # type: ignore[arg-type]
         def run() -> None:
@@ -83,7 +83,7 @@ def spread_out(cluster: int | str | None, name: str, work: Callable[[Spread], ob
 
 
 @contextlib.contextmanager
-def _scheduler(cluster: int | str) -> Iterator[str]:
+def scheduler(cluster: int | str) -> Iterator[str]:
     """Address of a scheduler; that of a number of workers is started here and ended."""
     from distributed import Client, LocalCluster
 

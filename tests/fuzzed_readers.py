@@ -149,7 +149,7 @@ def identical(states: dict[str, torch.Tensor], network: nn.Module) -> bool:
 def weights_files(folder: Path) -> Files:
     metadata = Metadata("dsfer-net", {"width": 0.5}, (1.0, 2.0, 3.0), (1.0, 1.0, 1.0))
     save_weights(small_network(), folder / "w.safetensors", metadata)
-    return [folder / "w.safetensors"]
+    return [folder / "w.safetensors", folder / "w.json"]
 
 
 def read_weights(folder: Path) -> None:

@@ -1,25 +1,34 @@
-"""Data preparation over a Dask cluster of two workers, started here, with a Prefect server."""
+"""Work over a Dask cluster of two workers, started here, with a Prefect server."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import dask
 import pytest
+import torch
 from distributed import LocalCluster
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.objects import State, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
+import dsfer
 from dsfer.data import crop as cropping
 from dsfer.data.crop import CropUnit
 from dsfer.data.tiles import inspect_scenes, write_tiles
 from dsfer.data.workers import Processes, Spread
-from dsfer.errors import ConfigError, DataError, LabelError
-from pipeline import cluster
+from dsfer.errors import ConfigError, DataError, GridMismatchError, LabelError
+from dsfer.mapping.predict import MapOptions
+from dsfer.weights import Metadata, save_weights
+from pipeline import cluster, prediction
 from pipeline.cluster import spread_out
 from pipeline.stages import crop, download, shard, split
 from tests.killed import KilledOnce, kill
 from tests.test_bad_input import configure, content, imagery, wrong_values
 from tests.test_crop import scene
+from tests.test_mapping import scenes, write
 
 pytestmark = pytest.mark.xdist_group("cluster")  # one server and one cluster for all
 
@@ -123,3 +132,73 @@ def test_processes_of_this_machine_are_the_default():
     seen: list[Spread] = []
     spread_out(None, "here", seen.append)
     assert seen == [Processes(cluster.usable_cpus())]
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> Path:
+    """A folder with the weights of a tiny network, and two good pairs and a broken one."""
+    options = {"width": 0.125, "image_size": 32, "hopfield_dim": 16}
+    torch.manual_seed(0)
+    record = Metadata("dsfer-net", options, (90,) * 3, (50,) * 3, tile_size=32)
+    save_weights(
+        dsfer.create_model("dsfer-net", **options), tmp_path / "weights.safetensors", record
+    )
+    lines = ["id,t1,t2"]
+    for name in ("good", "broken", "Fine_2"):
+        for date, image in enumerate(scenes(50, 60), start=1):
+            write(tmp_path / f"{name}{date}.tif", image)
+        lines.append(f"{name},{name}1.tif,{name}2.tif")
+    (tmp_path / "broken2.tif").write_bytes(b"no image")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+@pytest.mark.parametrize("where", ["here", "cluster"])
+def test_maps_of_pairs_of_which_one_is_broken(mapped, scheduler, where):
+    given = {
+        "pairs": str(mapped / "pairs.csv"),
+        "weights": str(mapped / "weights.safetensors"),
+        "out": str(mapped / "maps"),
+        "cluster": scheduler if where == "cluster" else None,
+        "options": {"min_area": 5, "threshold": 0.25},  # as a deployment is given them
+    }
+    parameters = prediction.predict.validate_parameters(given)
+    assert parameters["options"] == MapOptions(min_area=5, threshold=0.25)
+    with pytest.raises(DataError, match=r"1 of 3 pairs failed: broken\. .*broken2\.tif: cannot be"):
+        prediction.predict(**given)
+    rows = {row["id"]: row for row in json.loads((mapped / "maps/maps.json").read_text())}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "good": "done", "broken": "failed", "Fine_2": "done",
+    }  # fmt: skip
+    assert sorted(each.name for each in (mapped / "maps").iterdir()) == [
+        "Fine_2", "good", "maps.json",
+    ]  # fmt: skip
+    with get_client(sync_client=True) as client:
+        runs = [run for run in client.read_task_runs(limit=200) if run.name == "broken"]
+        assert "Failed" in {run.state_name for run in runs}
+        assert {run.run_count for run in runs} == {1}  # no input is tried again
+        for key in ("map-good", "map-fine-2", "maps"):
+            wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+            (found, *_) = client.read_artifacts(artifact_filter=wanted)
+            assert key == "maps" or "data:image/webp" in found.data
+    # Mended, only what is missing is done.
+    before = (mapped / "maps/good/summary.json").stat().st_mtime_ns
+    write(mapped / "broken2.tif", scenes(50, 60)[1])
+    assert [row["status"] for row in prediction.predict(**given)] == ["done"] * 3
+    assert (mapped / "maps/good/summary.json").stat().st_mtime_ns == before
+    with pytest.raises(DataError, match=r"3 of 3 pairs failed: .*were made with .*5"):
+        prediction.predict(**given | {"options": {"min_area": 6, "threshold": 0.25}})
+
+
+def test_a_pair_is_tried_again_where_its_error_may_pass():
+    def failed(error: Exception) -> State:
+        return State(type=StateType.FAILED, data=error)
+
+    def passing(error: Exception) -> bool:
+        return prediction.may_pass(None, None, failed(error))
+
+    assert passing(OSError("connection reset"))
+    assert passing(DataError("cannot be opened", where="https://host/a.tif"))
+    assert not passing(DataError("cannot be opened", where="/data/a.tif"))
+    assert not passing(GridMismatchError("sizes differ", where="https://host/a.tif"))
+    assert not passing(ConfigError("no share", where="overlap"))

@@ -27,8 +27,10 @@ OUTPUTS: dict[Callable[[], None], list[Path]] = {
     split.main: [DATA / "split"],
     validate.main: [DATA / "validation"],
     shard.main: [DATA / "shards" / name for name in ("train", "val", "test")],
-    train.main: [MODEL / "training" / name
-                 for name in ("weights.safetensors", "history.csv", "settings.json")],
+    train.main: [
+        MODEL / "training" / name
+        for name in ("weights.safetensors", "weights.json", "history.csv", "settings.json")
+    ],
     evaluate.main: [MODEL / "evaluation"],
     report.main: [MODEL / "report.html"],
 }  # fmt: skip

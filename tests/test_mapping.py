@@ -1,7 +1,10 @@
 """Maps of whole rasters: what comes out, on which grid, and what is refused."""
 
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,9 @@ from rasterio.transform import Affine, from_origin
 from rio_cogeo import cog_validate
 from torch import nn
 
-from dsfer.detector import Detector
+import dsfer
+from dsfer.cli import main
+from dsfer.detector import Detector, predict_array
 from dsfer.errors import ConfigError, DataError, DsferError, GridMismatchError
 from dsfer.evaluation import Inference
 from dsfer.mapping.grids import Grid
@@ -28,7 +33,8 @@ from dsfer.mapping.predict import MapOptions, predict_raster
 from dsfer.mapping.raw import RawRaster
 from dsfer.mapping.scoring import Label
 from dsfer.models.output import ChangeOutput
-from dsfer.weights import Metadata
+from dsfer.weights import Metadata, save_weights
+from tests.disks import mounted
 
 UTM = CRS.from_epsg(32633)
 PLACE = from_origin(500_000, 5_000_000, 2, 2)
@@ -44,8 +50,11 @@ class Difference(nn.Module):
 
 def detector(tile_size: int = 32, batch_size: int = 3) -> Detector:
     inference = Inference(torch.zeros(3), torch.full((3,), 50.0), batch_size=batch_size)
-    metadata = Metadata("difference", {}, (0.0,) * 3, (50.0,) * 3, {"seed": 0})
-    return Detector(Difference().eval(), inference, tile_size, metadata, "0" * 64)
+    metadata = Metadata(
+        "difference", {}, (0.0,) * 3, (50.0,) * 3, {"dataset": "made up", "split_hash": "abc"},
+        tile_size=tile_size, threshold=0.75, licence="ours", sha256="0" * 64,
+    )  # fmt: skip
+    return Detector(Difference().eval(), inference, metadata)
 
 
 def scenes(rows: int, cols: int, seed: int = 0) -> np.ndarray:
@@ -93,7 +102,7 @@ def test_the_folder_holds_maps_polygons_picture_and_summary(pair, tmp_path):
     assert json.loads((out / "summary.json").read_text()) == summary
 
     probability, change = read(out / "probability.tif"), read(out / "change.tif")
-    expected = detector().predict(images[0], images[1])
+    expected = predict_array(images[0], images[1], detector())
     np.testing.assert_allclose(probability, expected, atol=1e-6)
     np.testing.assert_array_equal(change, expected > 0.5)
     for name in ("probability.tif", "change.tif"):
@@ -227,7 +236,7 @@ def test_other_sample_types_are_stretched_as_declared(tmp_path, dtype):
     reading = Reading(scale=(100.0, 2650.0))
     summary = predict_raster(*files, detector(), tmp_path / "out", reading=reading)
     assert summary["scaling"] == [{"low": [100.0] * 3, "high": [2650.0] * 3}] * 2
-    expected = detector().predict(images[0], images[1])
+    expected = predict_array(images[0], images[1], detector())
     np.testing.assert_allclose(read(tmp_path / "out/probability.tif"), expected, atol=1e-6)
 
 
@@ -269,10 +278,7 @@ def cut_off(at_call: int) -> Detector:
                 raise KeyboardInterrupt
             return super().forward(t1, t2)
 
-    whole = detector()
-    return Detector(
-        Interrupted().eval(), whole.inference, whole.tile_size, whole.metadata, whole.sha256
-    )
+    return replace(detector(), network=Interrupted().eval())
 
 
 def test_a_run_that_was_cut_off_leaves_nothing_finished_and_goes_on(pair, tmp_path, monkeypatch):
@@ -307,11 +313,7 @@ def test_two_runs_into_one_folder(pair, tmp_path):
                 predict_raster(t1, t2, detector(), out)
             return super().forward(first, second)
 
-    whole = detector(128)
-    busy = Detector(
-        Meanwhile().eval(), whole.inference, whole.tile_size, whole.metadata, whole.sha256
-    )
-    predict_raster(t1, t2, busy, out)
+    predict_raster(t1, t2, replace(detector(128), network=Meanwhile().eval()), out)
     with pytest.raises(DataError, match="is there already"):
         predict_raster(t1, t2, detector(), out)
 
@@ -334,6 +336,32 @@ def test_a_label_scores_the_map_in_both_protocols(tmp_path):
     assert errors[12, 17] == 1  # found
     assert errors[12, 12] == 2  # false alarm
     assert errors[12, 22] == 3  # missed
+
+
+def test_the_threshold_of_validation_is_taken_and_said(pair, tmp_path):
+    t1, t2, images = pair
+    options = MapOptions(threshold="auto")
+    summary = predict_raster(t1, t2, detector(), tmp_path / "out", options=options)
+    expected = predict_array(images[0], images[1], detector()) > 0.75
+    np.testing.assert_array_equal(read(tmp_path / "out/change.tif") == 1, expected)
+    assert summary["options"]["threshold"] == 0.75
+    assert summary["threshold_from"] == ("highest F1 on the validation split of made up, split abc")
+    unknowing = replace(detector(), metadata=replace(detector().metadata, threshold=None))
+    with pytest.raises(ConfigError, match="know no threshold"):
+        predict_raster(t1, t2, unknowing, tmp_path / "none", options=options)
+    assert not (tmp_path / "none").exists()
+
+
+def test_bands_are_those_of_training_unless_others_are_named(tmp_path):
+    images = np.concatenate((np.zeros((2, 40, 40, 1), np.uint8), scenes(40, 40)), axis=3)
+    files = [write(tmp_path / f"{i}.tif", images[i], photometric="minisblack") for i in range(2)]
+    trained = replace(detector(), metadata=replace(detector().metadata, bands=(2, 3, 4)))
+    summary = predict_raster(*files, trained, tmp_path / "out")
+    assert summary["bands"] == [2, 3, 4]
+    expected = predict_array(images[0, ..., 1:], images[1, ..., 1:], detector())
+    np.testing.assert_allclose(read(tmp_path / "out/probability.tif"), expected, atol=1e-6)
+    summary = predict_raster(*files, trained, tmp_path / "named", reading=Reading((1, 1, 1)))
+    assert summary["pixels"]["changed"] == 0
 
 
 def damage(kind: str) -> Callable[[Path, np.ndarray], Path]:
@@ -396,3 +424,121 @@ def test_rasters_of_nothing_but_nodata_make_an_empty_map(tmp_path):
     files = [write(tmp_path / f"{i}.tif", images[i], nodata=0) for i in range(2)]
     with pytest.raises(DataError, match="no pixel that both rasters have"):
         predict_raster(*files, detector(), tmp_path / "out")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """Weights of a tiny Dsfer-Net for windows of 32 pixels."""
+    options = {"width": 0.125, "image_size": 32, "hopfield_dim": 16}
+    torch.manual_seed(0)
+    record = Metadata("dsfer-net", options, (90,) * 3, (50,) * 3, tile_size=32)
+    path = tmp_path / "weights" / "weights.safetensors"
+    save_weights(dsfer.create_model("dsfer-net", **options), path, record)
+    return path
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str | None:
+    """The message that `dsfer predict` ends with, or None where it succeeds."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["dsfer", "predict", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    message = capsys.readouterr().err.rstrip("\n").rpartition("\n")[2]
+    return message if ended.value.code else None
+
+
+def test_a_disk_that_is_full_is_named_and_the_run_goes_on_once_there_is_room(
+    bundle, tmp_path, capsys
+):
+    images = scenes(96, 128)
+    pair = [write(tmp_path / f"{i}.tif", images[i]) for i in range(2)]
+    refused = set()
+    with mounted(tmp_path / "disk", 8) as disk:
+        out = disk.folder / "changes"
+        for room in (0, 32_768, 98_304, 106_496, 131_072, 147_456, 180_224, 262_144):
+            disk.fill(room)
+            message = said(capsys, *pair, "--weights", bundle, "--out", out, "--resume")
+            disk.clear()
+            if message is None:
+                break
+            assert not out.exists()
+            place, _, rest = message.removeprefix("error: ").partition(": ")
+            assert rest.startswith("no space left on device. To mend it: make room"), message
+            refused.add(Path(place).name)
+        assert {"probability.raw", "probability.tif"} <= refused
+        if not out.exists():
+            assert said(capsys, *pair, "--weights", bundle, "--out", out, "--resume") is None
+        whole = tmp_path / "whole"
+        assert said(capsys, *pair, "--weights", bundle, "--out", whole) is None
+        assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
+        for name in ("probability.tif", "change.tif"):
+            np.testing.assert_array_equal(read(out / name), read(whole / name))
+
+
+def test_a_folder_that_may_not_be_written_to(bundle, tmp_path, capsys):
+    images = scenes(40, 40)
+    pair = [write(tmp_path / f"{i}.tif", images[i]) for i in range(2)]
+    with mounted(tmp_path / "disk", 1) as disk:
+        disk.protect()
+        message = said(capsys, *pair, "--weights", bundle, "--out", disk.folder / "changes")
+    assert "disk/" in message and "read-only file system. To mend it: remount" in message
+
+
+def test_weights_of_another_method(bundle, tmp_path, capsys):
+    images = scenes(40, 40)
+    pair = [write(tmp_path / f"{i}.tif", images[i]) for i in range(2)]
+    record = Metadata("dsfer-net", {"image_size": 32}, (90,) * 3, (50,) * 3, tile_size=32)
+    save_weights(dsfer.create_model("fc-ef-res"), bundle, record)
+    message = said(capsys, *pair, "--weights", bundle, "--out", tmp_path / "out")
+    assert message.startswith(f"error: {bundle}: does not fit the network (")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """Address of an HTTP server that serves a folder; a process, for GDAL waits with the GIL."""
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    with subprocess.Popen(
+        [*command, "--directory", str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as serving:  # fmt: skip
+        assert serving.stdout is not None
+        port = serving.stdout.readline().split(" port ")[1].split()[0]
+        yield f"http://127.0.0.1:{port}"
+        serving.terminate()
+
+
+def test_rasters_behind_an_address(bundle, pair, server, tmp_path, capsys):
+    t1, t2, _ = pair
+    here = dsfer.predict_raster(t1, t2, bundle, tmp_path / "here")
+    there = dsfer.predict_raster(f"{server}/t1.tif", f"{server}/t2.tif", bundle, tmp_path / "out")
+    assert there["t2"] == f"{server}/t2.tif"
+    assert there["pixels"] == here["pixels"]
+    missing = said(
+        capsys, t1, f"{server}/none.tif", "--weights", bundle, "--out", tmp_path / "none"
+    )
+    assert missing is not None and f"{server}/none.tif: " in missing
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(5, 70), st.integers(5, 70), st.integers(1, 7), st.floats(0, 0.9), st.data())
+def test_maps_depend_on_neither_batch_size_nor_workers(
+    tmp_path_factory, rows, cols, batch_size, overlap, data
+):
+    folder = tmp_path_factory.mktemp("maps")
+    images = scenes(max(rows, 5), max(cols, 6))
+    hole = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, cols - 1))
+    images[:, hole[0] :, hole[1] :] = 0
+    images[:, :1, :1] = 90  # never all of it
+    files = [write(folder / f"{i}.tif", images[i], nodata=0) for i in range(2)]
+    valid = (images != 0).all(axis=(0, 3))
+    options = MapOptions(overlap=overlap)
+    predict_raster(*files, detector(batch_size=batch_size), folder / "out", options=options)
+    found = read(folder / "out/probability.tif")
+    # A network that looks at one pixel: stitching gives it back, whatever the windows.
+    change = np.abs(images[0, ..., 0].astype(float) - images[1, ..., 0]) / 50 - 1
+    expected = np.where(valid, 1 / (1 + np.exp(-4 * change)), np.nan)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    array = predict_array(*images, detector(batch_size=1), overlap=overlap, valid=valid)
+    np.testing.assert_allclose(array, expected, atol=1e-6)

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dsfer.metrics import (
+    BINS,
     COUNTS,
+    best_threshold,
     change_metrics,
     confusion_counts,
     counts_table,
     f1_interval,
     predicted_change,
+    probability_histogram,
     scene_table,
     total_counts,
 )
@@ -110,3 +113,30 @@ def test_resamples_without_change_are_left_out_of_the_interval():
     counts.loc[0] = [80, 10, 10, 100]
     low, high = f1_interval(counts, seed=0)
     assert low == high == pytest.approx(change_metrics(counts)["F1"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays(np.float32, (2, 4, 5), elements=st.integers(0, 64).map(lambda k: k / 64)),
+    arrays(np.uint8, (2, 4, 5), elements=st.sampled_from([0, 1, 255])),
+)
+def test_the_best_threshold_is_that_of_trying_all_of_them(probability, labels):
+    """Probabilities on the bounds of bins, where a wrong `>=` would show."""
+    with np.errstate(divide="ignore"):
+        scores = np.log(np.stack((1 - probability, probability), axis=1))
+    histogram = probability_histogram(torch.from_numpy(scores), torch.from_numpy(labels)).numpy()
+    # The softmax may round a probability that lies on a bound: count what it made of it.
+    rounded = torch.from_numpy(scores).softmax(dim=1)[:, 1].numpy()
+    assert histogram.sum(axis=1).tolist() == [(labels == 0).sum(), (labels == 1).sum()]
+    found, f1 = best_threshold(histogram)
+    tried = {}
+    for step in range(1, BINS):
+        counts = brute(rounded > step / BINS, labels)
+        tried[step / BINS] = change_metrics(counts)["F1"]
+    if not (labels == 1).any():
+        assert found == 0.5 and math.isnan(f1)
+        return
+    best = max(tried.values())
+    assert f1 == pytest.approx(best) == pytest.approx(tried[found])
+    nearest = min(abs(t - 0.5) for t, value in tried.items() if value > best - 1e-9)
+    assert abs(found - 0.5) == nearest

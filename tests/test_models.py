@@ -1,10 +1,13 @@
 """Dsfer-Net: parameter counts, the retrieval against Eq. 1 in float64, sizes, save and load."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import dsfer
 from dsfer.errors import CheckpointError, ConfigError, TileSizeError
+from dsfer.files import sha256_file
 from dsfer.models import VARIANTS
 from dsfer.models.dsfer_net import DsferNet
 from dsfer.models.fusion import FusionBlock
@@ -139,8 +142,9 @@ def test_weights_come_back_bit_by_bit(tmp_path):
     again = dsfer.create_model("dsfer-net", weights=path)
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
-    assert read_metadata(path) == metadata
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    stored = read_metadata(path)
+    assert stored == replace(metadata, file=path.name, sha256=sha256_file(path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["weights.json", "weights.safetensors"]
 
 
 def test_wrong_weights_are_refused(tmp_path):
@@ -155,9 +159,10 @@ def test_wrong_weights_are_refused(tmp_path):
     save_weights(small(), path, Metadata("dsfer-net", SMALL, (0, 0, 0), (1, 1, 1), schema=99))
     with pytest.raises(CheckpointError, match="schema 99"):
         read_metadata(path)
+    save_weights(small(), path, Metadata("dsfer-net", SMALL, (0, 0, 0), (1, 1, 1)))
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="not a dsfer weights file"):
-        read_metadata(path)
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: has SHA-256 .*, its record"):
+        load_weights(small(), path, model_name="dsfer-net")
     with pytest.raises(CheckpointError, match="no such file"):
         read_metadata(tmp_path / "none.safetensors")
 

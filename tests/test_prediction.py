@@ -122,6 +122,7 @@ def test_a_scene_can_be_continued_at_any_row(rows, cols, tile, data):
     pair = np.random.default_rng(0).integers(0, 256, (2, rows, cols, 3), dtype=np.uint8)
     options = {"tile_size": tile[0], "overlap": tile[1]}
     whole = np.concatenate([strip for _, strip in identity_model(pair, **options)])
+    assert identity_model(pair, from_row=rows, **options) == []
     row = data.draw(st.integers(0, rows - 1))
     rest = identity_model(pair, from_row=row, **options)
     assert rest[0][0] == row

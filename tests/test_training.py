@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,6 +67,24 @@ def test_it_learns_records_and_keeps_the_best(tmp_path):
     scores = [record["val/F1"] for record in trained.history if "val/F1" in record]
     assert len(scores) == 15
     assert trained.best["val/F1"] == max(scores) > 60
+    assert trained.best["val/F1_at_threshold"] >= max(scores)
+
+
+def test_the_threshold_is_that_of_the_weights_that_are_kept(tmp_path):
+    run = trainer(tmp_path, iterations=20, ema=0.0)
+    best = run.fit().best
+    run.model.load_state_dict(run.best_states)
+    f1 = {}
+    with torch.inference_mode():
+        pairs, labels = zip(*(run.val_source.tiles[i] for i in range(8)), strict=True)
+        inputs = run.inference.inputs(torch.from_numpy(np.stack(pairs)))
+        probability = run.model.eval()(*inputs).logits.softmax(dim=1)[:, 1].numpy()
+    changed = np.stack(labels) == 1
+    for threshold in np.arange(1, 256) / 256:
+        said = probability > threshold
+        f1[threshold] = 100 * 2 * (said & changed).sum() / (said.sum() + changed.sum())
+    assert best["val/F1_at_threshold"] == pytest.approx(max(f1.values()), abs=0.1)
+    assert f1[best["val/threshold"]] == pytest.approx(max(f1.values()), abs=0.1)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):

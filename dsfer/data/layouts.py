@@ -196,7 +196,7 @@ def rasters(source: AnyPath) -> list[Scene]:
             to some rows only.
     """
     pairs = source / PAIRS
-    table = _read_table(pairs)
+    table = read_table(pairs, {"id", "t1", "t2", "label"})
     scenes = []
     for number, row in enumerate(table.to_dict("records"), start=2):
         where = f"{pairs}, line {number}"
@@ -223,8 +223,18 @@ def rasters(source: AnyPath) -> list[Scene]:
     return without_collisions(scenes, pairs)
 
 
-def _read_table(pairs: AnyPath) -> pd.DataFrame:
-    """Read the list of pairs as text, checking its columns."""
+def read_table(pairs: AnyPath, needed: set[str]) -> pd.DataFrame:
+    """Read a list of pairs as text, checking its columns.
+
+    Args:
+        pairs: a CSV.
+        needed: columns that it has to have; it may have others of id, t1, t2, label and split.
+
+    Raises:
+        DataError: it is unreadable, has other columns, or no row.
+    """
+    known = ["id", "t1", "t2", "label", "split"]
+    must, may = ([name for name in known if (name in needed) == wanted] for wanted in (True, False))
     try:
         with pairs.open(encoding="utf-8-sig") as file:
             table = pd.read_csv(file, dtype=str, keep_default_na=False, skipinitialspace=True)
@@ -232,15 +242,16 @@ def _read_table(pairs: AnyPath) -> pd.DataFrame:
         raise DataError(
             f"not a readable CSV list ({error})",
             where=pairs,
-            mend=f"set source to the folder of your imagery, with a UTF-8 file {PAIRS} in it that "
-            "has the columns id,t1,t2,label[,split]",
+            mend="give a UTF-8 file that has the columns "
+            f"{','.join(must)}[,{','.join(may)}]; as a data set, set source to the folder of your "
+            f"imagery, with this file in it as {PAIRS}",
         ) from error
-    needed, allowed = {"id", "t1", "t2", "label"}, {"id", "t1", "t2", "label", "split"}
-    if not needed <= set(table) <= allowed:
+    if not needed <= set(table) <= set(known):
         raise DataError(
             f"has the columns {', '.join(map(str, table))}",
             where=pairs,
-            mend="name them id, t1, t2, label and optionally split, separated by commas",
+            mend=f"name them {', '.join(must)} and optionally {', '.join(may)}, separated by "
+            "commas",
         )
     if table.empty:
         raise DataError("lists no pair", where=pairs, mend="add a line for each pair")

@@ -33,15 +33,43 @@ def new_raster(path: Path, **profile: Any) -> Iterator[DatasetWriter]:
     Raises:
         OSError: the disk is full or fails.
     """
-    with atomic_path(path) as temporary, naming(path):
+    with atomic_path(path) as temporary, gdal_writes(path):
+        with rasterio.open(temporary, "w", **profile) as dataset:
+            yield dataset
+        _read_back(temporary)
+
+
+@contextmanager
+def gdal_writes(path: Path) -> Iterator[None]:
+    """Let what GDAL raises in the block where a disk refuses a write be the system's own error.
+
+    Raises:
+        OSError: the disk of `path` is full or fails; it names the file.
+    """
+    with naming(path):
         try:
-            with rasterio.open(temporary, "w", **profile) as dataset:
-                yield dataset
-            _read_back(temporary)
-        except RasterioError as error:
-            full = shutil.disk_usage(temporary.parent).free < HARDLY_ANY_ROOM
+            yield
+        except (RasterioError, RuntimeError) as error:  # the latter is pyogrio's
+            full = has_hardly_any_room(path.parent)
+            if not full and not isinstance(error, RasterioError):
+                raise
             reason = errno.ENOSPC if full else errno.EIO
             raise OSError(reason, os.strerror(reason)) from error
+
+
+def has_hardly_any_room(folder: Path) -> bool:
+    """Whether a write that failed, or may have, lacked room."""
+    return shutil.disk_usage(folder).free < HARDLY_ANY_ROOM
+
+
+def check_whole(path: Path) -> None:
+    """Read a raster back where its disk is all but full: GDAL may have cut it off without a word.
+
+    Raises:
+        RasterioError: a block is missing or cut off.
+    """
+    if has_hardly_any_room(path.parent):
+        _read_back(path)
 
 
 def _read_back(path: Path) -> None:

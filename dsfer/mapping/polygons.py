@@ -15,6 +15,7 @@ from rasterio.transform import Affine
 from shapely import MultiPolygon, Polygon, transform
 from shapely.geometry import shape
 
+from dsfer.data.new_raster import gdal_writes
 from dsfer.data.tars import Pixels
 from dsfer.files import atomic_path
 from dsfer.mapping.grids import Grid
@@ -103,11 +104,15 @@ def simplified(polygons: gpd.GeoDataFrame, tolerance: float) -> gpd.GeoDataFrame
 
 
 def write_polygons(polygons: gpd.GeoDataFrame, path: Path) -> None:
-    """Write a GeoPackage, or GeoJSON in degrees where the name ends so, atomically."""
+    """Write a GeoPackage, or GeoJSON in degrees where the name ends so, atomically.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
     driver = "GeoJSON" if path.suffix == ".geojson" else "GPKG"
     table = polygons.to_crs("EPSG:4326") if driver == "GeoJSON" else polygons
     mixed = any(isinstance(outline, MultiPolygon) for outline in table.geometry)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, gdal_writes(path):
         temporary.unlink()  # GDAL writes a new file, where it would add to one that is there
         table.to_file(
             temporary,

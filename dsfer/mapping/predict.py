@@ -3,18 +3,18 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import geopandas as gpd
 import numpy as np
 from tqdm import tqdm
 
-from dsfer.detector import Detector, shared_pixels
+from dsfer.detector import Detector, as_detector, shared_pixels
 from dsfer.errors import ConfigError, DataError
-from dsfer.files import write_json
+from dsfer.files import remove_temporary, write_json
 from dsfer.mapping.pair import RasterPair, Reading, RollingRows
 from dsfer.mapping.polygons import (
     draw_polygons,
@@ -26,7 +26,7 @@ from dsfer.mapping.polygons import (
 from dsfer.mapping.preview import COLOUR, write_preview
 from dsfer.mapping.raw import RawRaster
 from dsfer.mapping.scoring import ERROR_PALETTE, Label, score
-from dsfer.mapping.work import rows_done, save_progress, work_folder
+from dsfer.mapping.work import PROGRESS, rows_done, save_progress, work_folder
 from dsfer.prediction import ahead, change_probability
 
 P = ParamSpec("P")
@@ -49,7 +49,8 @@ class MapOptions:
 
     Attributes:
         overlap: share of a window that neighbouring windows have in common, 0 to below 1.
-        threshold: probability above which a pixel is changed.
+        threshold: probability above which a pixel is changed; `auto` takes the one that training
+            chose on the validation split.
         min_area: square metres below which a change is left out.
         fill_holes: square metres below which a hole in a change is closed.
         simplify: pixels by which an outline may move to have fewer corners; 0 leaves it as it is.
@@ -57,7 +58,7 @@ class MapOptions:
     """
 
     overlap: float = 0.5
-    threshold: float = 0.5
+    threshold: float | Literal["auto"] = 0.5
     min_area: float = 0.0
     fill_holes: float = 0.0
     simplify: float = 0.0
@@ -69,7 +70,7 @@ class MapOptions:
         Raises:
             ConfigError: a threshold or an area that is none.
         """
-        if not 0 <= self.threshold < 1:
+        if self.threshold != "auto" and not 0 <= self.threshold < 1:
             raise ConfigError(
                 f"{self.threshold:g} is no probability", where="threshold", mend="give 0 to below 1"
             )
@@ -85,7 +86,7 @@ AS_IT_IS = Reading()
 def predict_raster(
     t1: str | Path,
     t2: str | Path,
-    detector: Detector,
+    detector: Detector | str | Path,
     out: str | Path,
     *,
     reading: Reading = AS_IT_IS,
@@ -101,12 +102,12 @@ def predict_raster(
     Args:
         t1: first date: a file, or an address that GDAL reads (`s3://`, `https://`, `/vsi…`).
         t2: second date.
-        detector: the network, from `dsfer.load`.
+        detector: the network, from `dsfer.load`, or the path of weights.
         out: folder to make, of `probability.tif` (float32, 0 to 1, NaN where there is no data),
             `change.tif` (uint8, 0 unchanged, 1 changed, 255 no data), `changes.gpkg`,
             `preview.png` and `summary.json`; `changes.geojson` and `errors.tif` where asked for.
             Until all of it is there, the work lies in `.<name>.partial` beside it.
-        reading: how the rasters are read.
+        reading: how the rasters are read; bands that it does not name are those of training.
         options: what is made of the probabilities.
         label: what really changed, to score the map by.
         resume: go on with a run of the same inputs that was cut off.
@@ -116,17 +117,22 @@ def predict_raster(
 
     Raises:
         ConfigError: an impossible option.
+        CheckpointError: as `dsfer.load`.
         DataError: the rasters cannot be read or mapped; `out` is there already or is being made.
+        OSError: the disk is full or may not be written to.
         GridMismatchError: the grids of the two differ.
         LabelError: the label breaks its rule.
     """
-    out = Path(out)
+    out, detector = Path(out), as_detector(detector)
+    reading = replace(reading, bands=reading.bands or detector.metadata.bands)
+    threshold_from = _threshold_from(options, detector)
+    options = replace(options, threshold=detector.threshold(options.threshold))
     with RasterPair(str(t1), str(t2), reading) as pair, work_folder(out) as work:
         overlap = shared_pixels(detector.tile_size, options.overlap)
         identity: dict[str, Any] = {
             "t1": _identity(t1),
             "t2": _identity(t2),
-            "weights": detector.sha256,
+            "weights": detector.metadata.sha256,
             "overlap": overlap,
             "bands": reading.bands,
             "scale": reading.scale,
@@ -137,11 +143,22 @@ def predict_raster(
         maps = _Maps(pair, detector, work, done)
         maps.predict(overlap, done)
         maps.finish(options, label)
-        summary = maps.summary(options, identity)
+        summary = maps.summary(options, identity) | {"threshold_from": threshold_from}
         maps.discard()
         write_json(work / "summary.json", summary)
         work.replace(out)
     return summary
+
+
+def _threshold_from(options: MapOptions, detector: Detector) -> str:
+    """Where the threshold comes from, in words."""
+    if options.threshold != "auto":
+        return "given"
+    about = detector.metadata.about
+    return (
+        f"highest F1 on the validation split of {about.get('dataset')}, "
+        f"split {about.get('split_hash')}"
+    )
 
 
 def _identity(path: str | Path) -> list[Any]:
@@ -232,10 +249,10 @@ class _Maps:
 
     def finish(self, options: MapOptions, label: Label | None) -> None:
         """Make everything that is made of the probabilities."""
-        started = time.monotonic()
+        started, threshold = time.monotonic(), self.detector.threshold(options.threshold)
         for rows in self._blocks():
             probability = self.probability.rows[rows]
-            change = (probability > options.threshold).astype(np.uint8)
+            change = (probability > threshold).astype(np.uint8)
             self.change.rows[rows] = np.where(np.isnan(probability), NODATA, change)
         self.change.flush()
         self.polygons = trace_polygons(
@@ -282,7 +299,7 @@ class _Maps:
             )
             self.scores = score(
                 label, self.pair, self.detector, self.probability.rows, self.change.rows,
-                errors.rows, threshold=options.threshold,
+                errors.rows, threshold=self.detector.threshold(options.threshold),
             )  # fmt: skip
             errors.write_cog(self.work / "errors.tif", average=False)
             errors.remove()
@@ -325,7 +342,8 @@ class _Maps:
             "device": str(self.detector.inference.device),
             "precision": self.detector.inference.precision,
             "weights": {
-                "sha256": self.detector.sha256,
+                "sha256": metadata.sha256,
+                "licence": metadata.licence,
                 "model": metadata.model,
                 "options": metadata.options,
                 **metadata.about,
@@ -338,5 +356,6 @@ class _Maps:
         """Remove what only the making needed."""
         for raster in (self.probability, self.change):
             raster.remove()
-        for name in ("run.json", "progress.json", "lock"):
+        for name in ("run.json", PROGRESS, "lock"):
             (self.work / name).unlink()
+        remove_temporary(self.work)  # of a run that was killed

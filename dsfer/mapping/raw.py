@@ -10,7 +10,8 @@ from xml.sax.saxutils import escape
 import numpy as np
 import rasterio.shutil
 
-from dsfer.files import atomic_path, write_bytes
+from dsfer.data.new_raster import check_whole, gdal_writes
+from dsfer.files import atomic_path, naming, write_bytes
 from dsfer.mapping.grids import Grid
 
 _TYPES = {"float32": "Float32", "uint8": "Byte"}
@@ -73,18 +74,22 @@ class RawRaster:
         Args:
             path: file to write.
             average: overviews show means; else the value that is most frequent.
+
+        Raises:
+            OSError: the disk is full or fails.
         """
         self.flush()
         resampling = "AVERAGE" if average else "MODE"
-        with atomic_path(path) as temporary:
+        with atomic_path(path) as temporary, gdal_writes(path):
             rasterio.shutil.copy(
                 self.path, temporary, **COG_OPTIONS, OVERVIEW_RESAMPLING=resampling
             )
+            check_whole(temporary)
 
 
 def _reserve(path: Path, size: int) -> None:
     """A file of zeros with its room on the disk: a full disk shows here, not when it is used."""
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, size)
 
 

@@ -18,7 +18,7 @@ from dsfer.detector import Detector
 from dsfer.errors import GridMismatchError
 from dsfer.figures import ERROR_COLOURS
 from dsfer.mapping.pair import RasterPair
-from dsfer.metrics import change_metrics, confusion_counts, total_counts
+from dsfer.metrics import change_metrics, confusion_counts, finite, total_counts
 
 ERROR_NAMES = ("TN", "TP", "FP", "FN")
 """What the values 0, 1, 2, 3 of an error raster mean; 255 is not scored."""
@@ -61,8 +61,9 @@ def score(
         threshold: probability above which a pixel is changed.
 
     Returns:
-        Change-class metrics in percent: `tiles` of isolated windows, `stitched` of the blended
-        probability, `map` of the class raster, which differs where small areas were left out.
+        Change-class metrics in percent, None where they have no value: `tiles` of isolated windows,
+        `stitched` of the blended probability, `map` of the class raster, which differs where small
+        areas were left out.
 
     Raises:
         GridMismatchError: the label is of another size.
@@ -86,7 +87,7 @@ def score(
         errors[rows] = np.array([[0, 3], [2, 1]], np.uint8)[said["map"].astype(int), truth & 1]
         errors[rows][truth == IGNORE] = IGNORE
     counts = {name: total_counts(total) for name, total in totals.items()}
-    return {name: change_metrics(total) | total for name, total in counts.items()}
+    return {name: finite(change_metrics(total)) | total for name, total in counts.items()}
 
 
 def _label_strips(label: Label, pair: RasterPair, size: int) -> Iterator[tuple[int, Pixels]]:

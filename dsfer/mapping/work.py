@@ -1,5 +1,6 @@
 """The folder in which maps are made, and how a run that was cut off goes on."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,15 +8,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dsfer.errors import ConfigError, DataError
+from dsfer.errors import ConfigError, DataError, DsferError
 from dsfer.files import read_json, write_json
+
+PROGRESS = "progress.json"
 
 
 @contextmanager
 def work_folder(out: Path) -> Iterator[Path]:
     """Yield `.<name>.partial` beside `out`, for this process alone.
 
-    Whoever fills it renames it to `out` in the end; until then nothing looks finished.
+    Whoever fills it renames it to `out` in the end; until then nothing looks finished. Where bad
+    input ends the work before any of it was saved, the folder is removed.
 
     Raises:
         DataError: `out` is there already, or another process is making it.
@@ -34,7 +38,12 @@ def work_folder(out: Path) -> Iterator[Path]:
             mend="wait for it, or give another --out",
         ) from error
     with lock:
-        yield work
+        try:
+            yield work
+        except DsferError:
+            if not (work / PROGRESS).is_file():
+                shutil.rmtree(work)
+            raise
 
 
 def rows_done(work: Path, identity: dict[str, Any], *, resume: bool) -> int:
@@ -49,7 +58,7 @@ def rows_done(work: Path, identity: dict[str, Any], *, resume: bool) -> int:
         DataError: a run was cut off here, and `resume` is not set.
         ConfigError: it was a run of other inputs.
     """
-    record, progress = work / "run.json", work / "progress.json"
+    record, progress = work / "run.json", work / PROGRESS
     if not record.is_file():
         write_json(record, identity)
         return 0
@@ -72,4 +81,4 @@ def rows_done(work: Path, identity: dict[str, Any], *, resume: bool) -> int:
 
 def save_progress(work: Path, rows: int) -> None:
     """Note that this many rows, from the top, are on the disk."""
-    write_json(work / "progress.json", {"rows": rows})
+    write_json(work / PROGRESS, {"rows": rows})

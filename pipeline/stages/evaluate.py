@@ -1,6 +1,5 @@
 """Evaluate the trained network on the test split, in both protocols."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from dsfer.metrics import (
     confusion_counts,
     counts_table,
     f1_interval,
+    finite,
     metric_columns,
     predicted_change,
     scene_table,
@@ -163,11 +163,6 @@ def summary(table: pd.DataFrame, seed: int) -> dict[str, Any]:
     """Metrics of a split with the bootstrap interval of F1 over its scenes, and n images."""
     low, high = f1_interval(scene_table(table), seed=seed)
     return finite(change_metrics(table) | {"F1_low": low, "F1_high": high}) | {"n": len(table)}
-
-
-def finite(values: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN: a metric without a value is null."""
-    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

@@ -23,6 +23,7 @@ from dsfer.distributed import check_share, joined, launched, local_rank, rank, w
 from dsfer.errors import TrainingError
 from dsfer.files import atomic_path, naming, sha256_file, write_json
 from dsfer.launcher import launch
+from dsfer.metrics import finite
 from dsfer.signals import stop_on_signals
 from dsfer.training import Interrupted, Record, Trained, Trainer
 from dsfer.weights import Metadata, save_weights
@@ -50,6 +51,7 @@ CODE = (
     "distributed.py",
     "losses.py",
     "evaluation.py",
+    "metrics.py",
     "data/batches.py",
     "data/transforms.py",
 )
@@ -120,8 +122,9 @@ def train_network(
             Live(str(out / "live"), save_dvc_exp=False, dvcyaml=None, report=None) as live,
         ):
             trained = trainer.fit(report=live_reporter(live), stop=stop)
-            for name, value in trained.best.items():
-                live.summary[f"best/{name.removeprefix('val/')}"] = value
+            for name, value in finite(trained.best).items():
+                if value is not None:
+                    live.summary[f"best/{name.removeprefix('val/')}"] = value
     except Interrupted as reason:
         sys.exit(f"interrupted: {reason}")
     write_outputs(settings, train, trained, trainer, out)
@@ -200,7 +203,7 @@ def live_reporter(live: Live) -> Callable[[Record], None]:
 def write_outputs(
     settings: Settings, train: TileShards, trained: Trained, trainer: Trainer, out: Path
 ) -> None:
-    """Write weights, history and resolved parameters."""
+    """Write the bundle of weights and record, history and resolved parameters."""
     inference = trainer.inference
     metadata = Metadata(
         model=settings.params.model,
@@ -214,8 +217,12 @@ def write_outputs(
             "seed": settings.params.seed,
             "iterations": settings.recipe.iterations,
             "trained_on": describe_device(inference.device),
-            "best": trained.best,
+            "best": finite(trained.best),
         },
+        tile_size=train.tile_size,
+        bands=settings.data.bands,
+        threshold=trained.best["val/threshold"],
+        licence=settings.data.entry.licence,
     )
     trainer.model.load_state_dict(trained.states)
     save_weights(trainer.model, out / "weights.safetensors", metadata)

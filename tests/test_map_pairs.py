@@ -1,0 +1,122 @@
+"""Many pairs: how they are listed, and that one which fails stops no other."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import dsfer
+from dsfer.cli import app
+from dsfer.errors import ConfigError, DataError
+from dsfer.mapping.pairs import ListedPair, list_pairs
+from dsfer.weights import Metadata, save_weights
+from tests.test_mapping import scenes, write
+
+
+def test_a_folder_a_table_and_a_list_of_items_name_the_same_pairs(tmp_path):
+    for name in ("A", "B"):
+        (tmp_path / name).mkdir()
+        for stem in ("north", "south 2"):
+            (tmp_path / name / f"{stem}.tif").touch()
+    folder = list_pairs(tmp_path)
+    names = {"north": "north", "south 2": "south_2"}
+    assert folder == [
+        ListedPair(key, *(str(tmp_path / side / f"{stem}.tif") for side in ("A", "B")))
+        for stem, key in names.items()
+    ]
+    lines = ["id,t1,t2", *(f"{stem},A/{stem}.tif,B/{stem}.tif" for stem in names)]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    assert list_pairs(tmp_path / "list.csv") == folder
+    items = [
+        {"id": stem, "assets": {"t1": {"href": f"A/{stem}.tif"}, "t2": {"href": f"B/{stem}.tif"}}}
+        for stem in names
+    ]
+    (tmp_path / "items.json").write_text(json.dumps({"features": items}))
+    assert list_pairs(tmp_path / "items.json") == folder
+    (tmp_path / "list.csv").rename(tmp_path / "pairs.csv")
+    assert list_pairs(tmp_path) == folder
+
+
+def test_labels_full_paths_and_addresses(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "id,t1,t2,label\nx,https://host/1.tif,/vsizip/a.zip/2.tif,truth.tif\ny,/data/1.tif,2.tif,"
+    )
+    assert list_pairs(tmp_path / "a.csv") == [
+        ListedPair("x", "https://host/1.tif", "/vsizip/a.zip/2.tif", str(tmp_path / "truth.tif")),
+        ListedPair("y", "/data/1.tif", str(tmp_path / "2.tif"), None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "id,t1,t2\nx,1.tif,\n", "a.csv, line 2: has no t2"),
+        ("a.csv", "id,t1\nx,1.tif\n", "has the columns id, t1.*name them id, t1, t2 and"),
+        ("a.csv", "id,t1,t2\nx,1,2\nX,1,2\n", "several pairs have the id 'x'"),
+        ("a.csv", "id,t1,t2\n", "lists no pair"),
+        ("a.json", "{", "not valid JSON"),
+        ("a.json", "[]", "not a list of pairs"),
+        ("a.json", '{"features": []}', "lists no pair"),
+        ("a.json", '{"features": [{"id": 1, "assets": {"t1": {"href": "1"}}}]}', "1: has no t2"),
+        ("a.txt", "", "is no folder, .csv or .json"),
+        ("A/1.tif", "", "no such folder"),
+    ],
+)
+def test_lists_that_are_none(tmp_path, name, content, message):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        list_pairs(tmp_path if "/" in name else tmp_path / name)
+    with pytest.raises(DataError, match="no such file or folder"):
+        list_pairs(tmp_path / "none.tif")
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    """Three pairs with a label, of which the second is cut off, and weights of a tiny network."""
+    options = {"width": 0.125, "image_size": 32, "hopfield_dim": 16}
+    torch.manual_seed(0)
+    record = Metadata("dsfer-net", options, (90,) * 3, (50,) * 3, tile_size=32, threshold=0.5)
+    save_weights(
+        dsfer.create_model("dsfer-net", **options), tmp_path / "weights.safetensors", record
+    )
+    for name in ("a", "b", "c"):
+        images = scenes(50, 60)
+        truth = (np.abs(images[1, ..., :1].astype(int) - images[0, ..., :1]) > 100) * 255
+        for folder, image in (("A", images[0]), ("B", images[1]), ("label", truth)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write(tmp_path / folder / f"{name}.tif", image.astype(np.uint8))
+    damaged = tmp_path / "B/b.tif"
+    damaged.write_bytes(damaged.read_bytes()[:4000])
+    return tmp_path
+
+
+def test_the_command_maps_all_that_can_be_and_later_what_is_missing(listed):
+    out = listed / "maps"
+    weights = str(listed / "weights.safetensors")
+    arguments = ["predict", str(listed), "--weights", weights, "--out", str(out)]
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, DataError)
+    assert "1 of 3 pairs failed: b. The first: " in str(done.exception)
+    assert "B/b.tif: damaged between rows" in str(done.exception)
+    rows = json.loads((out / "maps.json").read_text())
+    assert [(row["id"], row["status"]) for row in rows] == [
+        ("a", "done"), ("b", "failed"), ("c", "done"),
+    ]  # fmt: skip
+    for name in ("a", "c"):
+        summary = json.loads((out / name / "summary.json").read_text())
+        assert set(summary["scores"]) == {"tiles", "stitched", "map"}
+        assert (out / name / "errors.tif").is_file()
+    before = (out / "a/summary.json").stat().st_mtime_ns
+    write(listed / "B/b.tif", scenes(50, 60)[1])
+    done = CliRunner().invoke(app, [*arguments, "--resume"])
+    assert done.exit_code == 0, done.output
+    assert (out / "a/summary.json").stat().st_mtime_ns == before
+    assert (out / "b/summary.json").is_file()
+    done = CliRunner().invoke(app, [*arguments, "--resume", "--min-area", "3"])
+    assert "these maps were made with" in str(done.exception)
+    done = CliRunner().invoke(app, [*arguments, "--label", "truth.tif"])
+    assert isinstance(done.exception, ConfigError) and "--label" in str(done.exception)
