@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from upath import UPath
 
 from dsfer.data import shard_cache, shards
 from dsfer.data.batches import BatchSource
+from dsfer.data.manifest import write_table
 from dsfer.data.shard_cache import ShardCache
 from dsfer.data.shards import TileShards, write_shards
 from dsfer.data.workers import Processes
@@ -25,6 +28,7 @@ from tests.test_shards import tiles as tiles  # a fixture
 
 pytestmark = pytest.mark.xdist_group("store")
 
+ROOT = Path(__file__).parents[1]
 SHARDS = 3
 
 
@@ -90,6 +94,35 @@ def test_the_store_gets_the_bytes_that_a_disk_would(tiles, published, url, tmp_p
     assert files_of(published) == {n: disk[n] for n in ("index.json", "manifest.parquet")}
     place = home(published, url)
     assert {file.name: file.read_bytes() for file in place.iterdir()} == disk
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from dsfer.data.manifest import read_table
+from dsfer.data.shards import Statistics, write_shards
+from dsfer.data.workers import Processes
+folder, out, url = sys.argv[1:]
+write_shards(
+    Path(folder), read_table(Path(folder, "rows")), Path(out), split="train",
+    split_hash="0123456789ab", statistics=Statistics(*STATISTICS), spread=Processes(2),
+    store=url, tiles_per_shard=3,
+)
+"""
+
+
+def test_worker_processes_upload_what_they_write(tiles, published, url, tmp_path):
+    """In an interpreter of its own: workers get the environment of their first parent."""
+    folder, manifest = tiles
+    write_table(folder / "rows", manifest)
+    code = WRITER.replace("STATISTICS", repr(tuple(STATISTICS)))
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "out"), f"{url}/two"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    one, two = home(published, url), home(tmp_path / "out", f"{url}/two")
+    assert {file.name: file.read_bytes() for file in two.iterdir()} == {
+        file.name: file.read_bytes() for file in one.iterdir()
+    }
+    assert files_of(tmp_path / "out") == files_of(published)
 
 
 def test_shards_are_fetched_when_they_are_needed_and_once(published, url, cache, fetched):
