@@ -210,7 +210,7 @@ def build_trainer(
         iterations=-(-samples // batch),
         batch_size=batch,
         sampling="epochs",
-        symmetries=True,
+        augmentation=("symmetries",),
         ema=0.999,
         validate_every=ITERATIONS,
         seed=0,

@@ -39,8 +39,8 @@ _STYLES: tuple[dict[str, Any], ...] = (
 )
 _LOSSES = {
     "train/loss": "training, total",
-    "train/ce": "training, cross entropy",
-    "train/dice": "training, deep dice",
+    "train/change": "training, change map",
+    "train/deep": "training, deep maps",
     "val/loss": "validation, total",
 }
 _SCORES = {"val/F1": "F1", "val/P": "precision", "val/R": "recall"}
@@ -111,7 +111,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
 
     Args:
         history: a row per logged iteration, column `step`; of the columns `train/loss`,
-            `train/ce`, `train/dice`, `val/loss` and `val/F1`, `val/P`, `val/R` (percent) those
+            `train/change`, `train/deep`, `val/loss` and `val/F1`, `val/P`, `val/R` (percent) those
             that are there. NaN where nothing was measured.
 
     Returns:

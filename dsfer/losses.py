@@ -1,13 +1,15 @@
-"""Losses: a term on the change map, and dice on the deep maps where a network has them.
+"""Losses: a term on the change map, and one on the deep maps where a network has them.
 
 Dsfer-Net's terms (paper, section III-D) exist as printed and as the released code computes them;
-the compared methods bring the balanced contrastive loss and one more form of dice. Recipes choose.
+the compared methods bring the balanced contrastive loss, one more form of dice, and cross entropy
+at several scales. Recipes choose.
 Shapes: b batch, h w sides; labels are uint8 with 0 unchanged, 1 changed, 255 ignored.
 
 Where several processes train together, each has its share of the batch, and the mean of their
 losses is the loss of the whole batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,12 +21,15 @@ from dsfer.data.manifest import IGNORE
 from dsfer.distributed import sum_over_ranks, world_size
 from dsfer.models.output import ChangeOutput
 
-ChangeTerm = Literal["printed", "weighted-mean", "contrastive"]
-DeepTerm = Literal["printed", "released", "sigmoid"]
+ChangeTerm = Literal["cross-entropy", "weighted-mean", "contrastive"]
+DeepTerm = Literal["dice", "released-dice", "sigmoid-dice", "cross-entropy"]
 ClassWeights = tuple[float, float]
 
 MARGIN = 2.0
 """Distance beyond which changed pixels cost nothing, in the contrastive loss."""
+
+MULTISCALE_FIRST, MULTISCALE_REST = 0.8, 0.5
+"""Weights of ChangeFormer's deep maps: of the one at 1/4 of the image, and of the deeper ones."""
 
 
 class LossTerms(NamedTuple):
@@ -33,7 +38,7 @@ class LossTerms(NamedTuple):
     Attributes:
         total: what is minimised.
         change: the term on the change map.
-        deep: mean over the deep maps, without its factor.
+        deep: the term on the deep maps, without its factor.
     """
 
     total: Tensor
@@ -43,27 +48,29 @@ class LossTerms(NamedTuple):
 
 @dataclass(frozen=True)
 class ChangeLoss:
-    """A term on the change map plus lambda times the mean of one on the deep maps (Eq. 7).
+    """A term on the change map plus lambda times one on the deep maps (Eq. 7).
 
-    Dsfer-Net: `printed` + lambda `printed`, or `weighted-mean` + lambda `released`. FC-Siam-conc
-    and FC-EF-Res: `weighted-mean`, with `false_alarm_weights`. STANet: `contrastive`. DSAMNet:
-    `contrastive` + 0.1 `sigmoid`.
+    Dsfer-Net: `cross-entropy` + lambda `dice`, or `weighted-mean` + lambda `released-dice`. BiT and
+    VcT: `cross-entropy`. FC-Siam-conc and FC-EF-Res: `weighted-mean`, with `false_alarm_weights`.
+    STANet: `contrastive`. DSAMNet: `contrastive` + 0.1 `sigmoid-dice`. ChangeFormer:
+    `cross-entropy` + 1 `cross-entropy`.
 
     Attributes:
-        lambda_: factor on the deep terms.
-        class_weights: (w0, w1), weights of unchanged and changed pixels.
-        change: `printed` is Eq. 4, the mean over pixels; `weighted-mean` divides by the sum of the
-            pixels' weights, as the released code does; `contrastive` is for the methods that
+        lambda_: factor on the deep term.
+        class_weights: (w0, w1), weights of unchanged and changed pixels of the change map.
+        change: `cross-entropy` is Eq. 4, the mean over pixels; `weighted-mean` divides by the sum
+            of the pixels' weights, as the released code does; `contrastive` is for the methods that
             return a distance.
-        deep: `printed` is Eq. 5, on the changed class with a factor 2; `released` is the released
-            code's form on both classes, which has no factor 2; `sigmoid` the same of DSAMNet,
-            where the channels are no distribution.
+        deep: `dice` is Eq. 5, on the changed class with a factor 2; `released-dice` is the released
+            code's form on both classes, which has no factor 2; `sigmoid-dice` the same of DSAMNet,
+            where the channels are no distribution; `cross-entropy` is ChangeFormer's, which weighs
+            its four maps. Of the others it is the mean over the maps.
     """
 
     lambda_: float
     class_weights: ClassWeights
-    change: ChangeTerm = "printed"
-    deep: DeepTerm = "printed"
+    change: ChangeTerm = "cross-entropy"
+    deep: DeepTerm = "dice"
 
     def __call__(self, output: ChangeOutput, labels: Tensor) -> LossTerms:
         """Loss of a batch.
@@ -73,11 +80,7 @@ class ChangeLoss:
             labels: (b, h, w) uint8.
         """
         change = CHANGE_TERMS[self.change](output.logits.float(), labels, self.class_weights)
-        deep_term = DEEP_TERMS[self.deep]
-        terms = [
-            deep_term(deep.float(), reduce_labels(labels, deep.shape[-1])) for deep in output.deep
-        ]
-        deep = torch.stack(terms).mean() if terms else change.new_zeros(())
+        deep = DEEP_TERMS[self.deep](output.deep, labels) if output.deep else change.new_zeros(())
         return LossTerms(change + self.lambda_ * deep, change, deep)
 
 
@@ -160,6 +163,34 @@ def squared_dice(probability: Tensor, labels: Tensor) -> Tensor:
     return (1 - (overlap + 1) / (squares + 1)).mean()
 
 
+def mean_over_maps(
+    term: Callable[[Tensor, Tensor], Tensor],
+) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
+    """Make of a term on one map its mean over the deep maps, each beside labels of its size."""
+
+    def mean(maps: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        terms = [term(x.float(), reduce_labels(labels, x.shape[-1])) for x in maps]
+        return torch.stack(terms).mean()
+
+    return mean
+
+
+def multiscale_cross_entropy(maps: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    """ChangeFormer's: 0.8, 0.5, 0.5, 0.5 times the cross entropy of its maps, shallow to deep.
+
+    The mean over pixels each, with the labels of the nearest pixels: as the released code reduces
+    them, so that a small building may be in none of them. Of more or fewer maps than four, those
+    after the first weigh 0.5.
+    """
+    total = labels.new_zeros((), dtype=torch.float32)
+    for level, x in enumerate(maps):
+        factor = labels.shape[-1] // x.shape[-1]
+        nearest = labels[:, ::factor, ::factor]
+        weight = MULTISCALE_FIRST if level == 0 else MULTISCALE_REST
+        total = total + weight * printed_cross_entropy(x.float(), nearest, (1.0, 1.0))
+    return total
+
+
 def reduce_labels(labels: Tensor, side: int) -> Tensor:
     """Down-sample (b, h, w) labels to (b, side, side): changed where any pixel changed.
 
@@ -183,8 +214,13 @@ def false_alarm_weights(changed: float, factor: float = 10) -> ClassWeights:
 
 
 CHANGE_TERMS = {
-    "printed": printed_cross_entropy,
+    "cross-entropy": printed_cross_entropy,
     "weighted-mean": weighted_mean_cross_entropy,
     "contrastive": contrastive,
 }
-DEEP_TERMS = {"printed": printed_dice, "released": released_dice, "sigmoid": sigmoid_dice}
+DEEP_TERMS: dict[str, Callable[[tuple[Tensor, ...], Tensor], Tensor]] = {
+    "dice": mean_over_maps(printed_dice),
+    "released-dice": mean_over_maps(released_dice),
+    "sigmoid-dice": mean_over_maps(sigmoid_dice),
+    "cross-entropy": multiscale_cross_entropy,
+}

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dsfer.data.transforms import SIGNED, STANDARDISED, Input
 from dsfer.errors import CheckpointError, ConfigError
 from dsfer.models import create_model
 from dsfer.weights import Metadata, check_fit, read_state_dict
@@ -28,20 +29,6 @@ class Entry(NamedTuple):
     shape: torch.Size
     ours: str
 
-
-class Input(NamedTuple):
-    """How a released network's input was normalised: mean and std of the RGB bands, 0 to 255."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    per_image: bool = False
-
-
-SIGNED = Input((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
-"""To [-1, 1]."""
-
-STANDARDISED = Input((0, 0, 0), (1, 1, 1), per_image=True)
-"""Each image by its own mean and standard deviation."""
 
 DSFER_NET = {
     "levir-cd": Input((101.4625, 100.0701, 85.4457), (50.1835, 47.9116, 44.1588)),

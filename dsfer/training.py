@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from dsfer.averaging import AveragedNetwork
 from dsfer.checkpoint import load_checkpoint, save_checkpoint
+from dsfer.data.augmentation import Augmentation, augment
 from dsfer.data.batches import Batch, BatchSource, Sampling, sample_order
 from dsfer.data.shards import TileShards
-from dsfer.data.transforms import apply_symmetries, draw_symmetries
 from dsfer.distributed import (
     Agreement,
     check_same,
@@ -74,10 +74,10 @@ class Training:
         iterations: steps to train.
         batch_size: pairs per step, over all processes.
         sampling: order of the samples.
-        symmetries: paired flips and quarter turns.
+        augmentation: what is done to a batch, in this order, see `dsfer.data.augmentation`.
         ema: decay of the averaged weights, 0 for none.
         validate_every: steps between validations.
-        seed: of sample order and symmetries.
+        seed: of sample order and augmentation.
         compile: run the network through torch.compile.
         in_memory: hold the tiles in memory, stream them, or None to decide by what a GPU has free.
         workers: threads that read ahead when streaming, for each process that trains.
@@ -95,7 +95,7 @@ class Training:
     iterations: int
     batch_size: int
     sampling: Sampling
-    symmetries: bool
+    augmentation: tuple[Augmentation, ...]
     ema: float
     validate_every: int
     seed: int
@@ -234,7 +234,7 @@ class Trainer:
             for tiles in (train, val)
         )
         self.step = 0
-        # Loss terms (total, cross entropy, dice) added up since the last record, on the device.
+        # Loss terms (total, change map, deep maps) added up since the last record, on the device.
         self.running = torch.zeros(3, device=device)
         self.since_record = 0
         self.history: list[Record] = []
@@ -323,13 +323,16 @@ class Trainer:
 
     def _train_step(self, pairs: Tensor, labels: Tensor) -> Tensor:
         """One step of the optimiser; returns the loss terms (3,) on the device."""
-        if self.training.symmetries:
-            size, seed = self.training.batch_size, self.training.seed
-            drawn = draw_symmetries(size, seed=seed, step=self.step)
-            drawn = drawn[rank() * self.share :][: self.share]
-            pairs, labels = apply_symmetries(
-                pairs, labels, drawn.to(pairs.device, non_blocking=True)
-            )
+        first = rank() * self.share
+        pairs, labels = augment(
+            pairs,
+            labels,
+            self.training.augmentation,
+            count=self.training.batch_size,
+            share=slice(first, first + self.share),
+            seed=self.training.seed,
+            step=self.step,
+        )
         seed_step(self.training.seed, self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.training)
@@ -346,12 +349,12 @@ class Trainer:
 
     def _record(self) -> Record:
         """Close the running mean of the loss, validate if it is time, and note both."""
-        total, ce, dice = self._finite_losses()
+        total, change, deep = self._finite_losses()
         record = {
             "step": float(self.step),
             "train/loss": total,
-            "train/ce": ce,
-            "train/dice": dice,
+            "train/change": change,
+            "train/deep": deep,
             "lr": learning_rate(self.step - 1, self.training),
         }
         if self._validation_due():

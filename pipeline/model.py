@@ -1,20 +1,26 @@
 """From settings to a network, its losses and its device: what training and evaluation share."""
 
 import logging
+from typing import cast
 
 import torch
 from torch import nn
 
 import dsfer
 from dsfer.data.shards import TileShards
+from dsfer.data.transforms import IMAGENET, SIGNED, STANDARDISED, Input
 from dsfer.distributed import launched, local_rank, world_size
 from dsfer.errors import ConfigError, DataError
 from dsfer.evaluation import Inference, Precision, has_bf16
-from dsfer.losses import ChangeLoss
+from dsfer.losses import ChangeLoss, false_alarm_weights
+from dsfer.models.hopfield import FeatureRetrieval
 from dsfer.training import Training
 from pipeline.params import Settings
 
 log = logging.getLogger(__name__)
+
+NORMALISATIONS = {"signed": SIGNED, "per-image": STANDARDISED, "imagenet": IMAGENET}
+"""Those of the recipes that do not depend on the data set."""
 
 
 def open_shards(settings: Settings, split: str, *, verify: bool = True) -> TileShards:
@@ -74,14 +80,19 @@ def build_network(settings: Settings) -> nn.Module:
     torch.manual_seed(settings.params.seed)
     return dsfer.create_model(
         settings.params.model,
-        pretrained={"none": False, "imagenet": True}.get(pretrained, pretrained),
+        pretrained={"none": False, "redrawn": False, "imagenet": True}.get(pretrained, pretrained),
         **settings.model_options,
     )
 
 
-def build_inference(
-    settings: Settings, mean: torch.Tensor, std: torch.Tensor, device: torch.device
-) -> Inference:
+def input_of(settings: Settings, train: TileShards) -> Input:
+    """How the recipe normalises the network's input, by statistics of the training split or not."""
+    mean, std = (cast("tuple[float, float, float]", values) for values in (train.mean, train.std))
+    statistics = Input(mean, std)
+    return NORMALISATIONS.get(settings.recipe.normalisation, statistics)
+
+
+def build_inference(settings: Settings, scale: Input, device: torch.device) -> Inference:
     """How the network is run on this device; bf16 only where the device computes in it."""
     precision: Precision = settings.recipe.precision if has_bf16(device) else "float32"
     if precision != settings.recipe.precision:
@@ -90,7 +101,8 @@ def build_inference(
     torch.backends.cudnn.allow_tf32 = precision != "float32"
     # A device that trains on its share of a batch has room to predict twice that.
     share = settings.recipe.batch_size // max(settings.params.processes, world_size())
-    return Inference(mean.to(device), std.to(device), precision, batch_size=max(2 * share, 1))
+    mean, std = (torch.tensor(values, device=device) for values in (scale.mean, scale.std))
+    return Inference(mean, std, precision, max(2 * share, 1), scale.per_image)
 
 
 def build_training(settings: Settings, train: TileShards, device: torch.device) -> Training:
@@ -98,7 +110,7 @@ def build_training(settings: Settings, train: TileShards, device: torch.device) 
     recipe, params = settings.recipe, settings.params
     return Training(
         loss=ChangeLoss(
-            recipe.lambda_, class_weights(settings, train), recipe.cross_entropy, recipe.dice
+            recipe.lambda_, class_weights(settings, train), recipe.change_loss, recipe.deep_loss
         ),
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
@@ -108,18 +120,21 @@ def build_training(settings: Settings, train: TileShards, device: torch.device) 
         iterations=recipe.iterations,
         batch_size=recipe.batch_size,
         sampling=recipe.sampling,
-        symmetries=recipe.symmetries,
+        augmentation=recipe.augmentation,
         ema=recipe.ema,
         validate_every=recipe.validate_every,
         seed=params.seed,
         compile=device.type == "cuda" if params.compile is None else params.compile,
         in_memory=params.in_memory,
         workers=params.workers,
+        optimiser=recipe.optimiser,
+        momentum=recipe.momentum,
+        hold=round(recipe.hold * recipe.schedule_iterations),
     )
 
 
 def class_weights(settings: Settings, train: TileShards) -> tuple[float, float]:
-    """Weights (w0, w1) of unchanged and changed pixels, inverse to their frequency.
+    """Weights (w0, w1) of unchanged and changed pixels, as the recipe derives them from the split.
 
     Raises:
         DataError: the training split shows no change.
@@ -133,4 +148,14 @@ def class_weights(settings: Settings, train: TileShards) -> tuple[float, float]:
             where=train.folder,
             mend="choose another split seed or ratio, or label more scenes",
         )
+    if settings.recipe.class_weights == "false-alarm":
+        return false_alarm_weights(changed)
     return 1 / unchanged, 1 / changed
+
+
+def effective_retrieval(network: nn.Module) -> dict[str, float]:
+    """What `hopfield_dim` and `hopfield_beta` became in a network that retrieves features so."""
+    for layer in network.modules():
+        if isinstance(layer, FeatureRetrieval):
+            return {"hopfield_dim": layer.query.out_features, "hopfield_beta": layer.beta}
+    return {}

@@ -14,16 +14,22 @@ from ruamel.yaml import YAML
 from dsfer.data.labels import LABEL_RULES
 from dsfer.errors import ConfigError
 from dsfer.files import atomic_path
-from dsfer.models import VARIANTS
+from dsfer.models import MODELS
 from dsfer.paths import location
 from pipeline.catalog import CATALOG, OWN_DATA, DatasetEntry, Policy, Release, catalog_entry
 from pipeline.frozen import Frozen, did_you_mean, parse, read_yaml
-from pipeline.recipes import RECIPE_KEYS, Recipe, resolve_recipe
+from pipeline.recipes import RECIPE_KEYS, Recipe, default_recipe, resolve_recipe
 
 PARAMS = Path("params.yaml")
 
-DIVISOR = 16
-"""What the networks divide a tile's side by: four times 2."""
+ENCODERS = {"vgg16": 16, "resnet18": 32, "transformer": 32}
+"""Encoders of Table IV, and what Dsfer-Net with them divides a tile's side by."""
+
+DSFER_NET_KEYS = ("encoder", "hopfield_dim", "hopfield_beta", "norm")
+"""Keys that are of no use to other networks."""
+
+REDRAWN = ("bit", "changeformer", "vct")
+"""Networks whose released code draws all weights anew, those of ImageNet included."""
 
 STORES = ("s3", "gs", "az")
 """Kinds of object stores that shards may be kept in."""
@@ -33,10 +39,6 @@ Part = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Workers = Annotated[int, Field(ge=1)]
 Scheduler = Annotated[str, Field(pattern=r"^(tcp|tls)://[^/@\s]+:\d+$")]
-
-
-TRAINABLE = ("dsfer-net",)
-"""Networks that have recipes here; the others of `dsfer.list_models()` are built and imported."""
 
 
 class Params(Frozen):
@@ -49,33 +51,38 @@ class Params(Frozen):
     source: str = Field(min_length=1)
     label_rule: str | None
     bands: tuple[Band, Band, Band] | None = Field(strict=False)
-    tile_size: int | None = Field(ge=DIVISOR)
+    tile_size: int | None = Field(ge=16)
     padding: Literal["pad", "drop"] | None
     split: str | None
     split_ratio: tuple[Part, Part, Part] | None = Field(strict=False)
     split_seed: Seed
     model: str
-    variant: str
-    hopfield_dim: int = Field(ge=1)
+    variant: str | None
+    encoder: str | None = Field(min_length=1)
+    hopfield_dim: int | None = Field(ge=1)
     hopfield_beta: float | None = Field(gt=0, allow_inf_nan=False)
     norm: Literal["volume", "channel"]
     # What a recipe has a value for stays as it is until it is merged with the recipe.
     width: Any
     pretrained: Any
-    recipe: str
+    recipe: str | None
     lambda_: Any = Field(alias="lambda")
+    optimiser: Any
+    momentum: Any
     lr: Any
     weight_decay: Any
     schedule: Any
     schedule_iterations: Any
+    hold: Any
     warmup: Any
     iterations: Any
     batch_size: Any
-    cross_entropy: Any
-    dice: Any
+    change_loss: Any
+    deep_loss: Any
     class_weights: Any
     sampling: Any
-    symmetries: Any
+    augmentation: Any
+    normalisation: Any
     ema: Any
     precision: Any
     validate_every: Any
@@ -153,12 +160,18 @@ class Settings(Frozen):
     Attributes:
         params: `params.yaml` as given.
         data: how the data set is prepared.
+        variant: of the network, or None where it has none.
+        encoder: of Dsfer-Net, or None for the other networks.
+        recipe_name: the recipe that was taken.
         recipe: how the network is trained.
-        sources: where each value of the recipe and of the data settings comes from.
+        sources: where each value comes from that params.yaml may leave open.
     """
 
     params: Params
     data: DataSettings
+    variant: str | None
+    encoder: str | None
+    recipe_name: str
     recipe: Recipe
     sources: dict[str, str]
 
@@ -182,18 +195,25 @@ class Settings(Frozen):
     @property
     def model_options(self) -> dict[str, Any]:
         """Keyword arguments of `dsfer.create_model`."""
-        return {
-            "image_size": self.data.tile_size,
-            "width": self.recipe.width,
-            "hopfield_dim": self.params.hopfield_dim,
-            "hopfield_beta": self.params.hopfield_beta,
-            "norm": self.params.norm,
-            "variant": self.params.variant,
-        }
+        options: dict[str, Any] = {}
+        if self.variant is not None:
+            options |= MODELS[self.params.model].variants[self.variant]
+        if self.params.model == "dsfer-net":
+            options |= {"image_size": self.data.tile_size, "encoder": self.encoder} | {
+                key: getattr(self.params, key) for key in ("hopfield_dim", "hopfield_beta", "norm")
+            }
+        if self.recipe.width != 1:
+            options["width"] = self.recipe.width
+        if self.recipe.pretrained == "redrawn":
+            options["released_init"] = True
+        return options
 
     def resolved(self) -> dict[str, Any]:
-        """Every key of `params.yaml` with the value that is used, JSON-able."""
+        """Every key of `params.yaml` with the value that is used, JSON-able; null where none is."""
         values = self.params.model_dump(mode="json", by_alias=True)
+        if self.params.model != "dsfer-net":
+            values |= dict.fromkeys(DSFER_NET_KEYS)
+        values |= {"variant": self.variant, "encoder": self.encoder, "recipe": self.recipe_name}
         values |= self.recipe.model_dump(mode="json", by_alias=True)
         return values | self.data.model_dump(mode="json", exclude={"entry"})
 
@@ -213,8 +233,7 @@ def load_params(path: Path = PARAMS, changes: Mapping[str, Any] | None = None) -
     if isinstance(values, dict):
         values |= changes or {}
     params = parse(Params, values, path)
-    _check_choice("model", params.model, TRAINABLE)
-    _check_choice("variant", params.variant, VARIANTS)
+    _check_choice("model", params.model, tuple(sorted(MODELS)))
     if params.label_rule is not None:
         _check_choice("label_rule", params.label_rule, tuple(LABEL_RULES))
     return params
@@ -229,8 +248,10 @@ def resolve(params: Params) -> Settings:
     entry = catalog_entry(params.dataset)
     _check_source(params, entry)
     given = params.model_dump(by_alias=True)
+    recipe_name = params.recipe or default_recipe(params.model)
     recipe, sources = resolve_recipe(
-        params.recipe,
+        recipe_name,
+        params.model,
         entry.name,
         {key: given[key] for key in RECIPE_KEYS if given[key] is not None},
     )
@@ -250,9 +271,28 @@ def resolve(params: Params) -> Settings:
     data = DataSettings(entry=entry, source=params.source, split_seed=params.split_seed, **chosen)
     _check_shards(params.shards)
     _check_split(params, data)
-    _check_tile_size(data.tile_size)
-    _check_pretrained(recipe)
-    return Settings(params=params, data=data, recipe=recipe, sources=sources)
+    variant, encoder = _variant(params), _encoder(params)
+    _check_tile_size(params.model, encoder, data.tile_size)
+    _check_pretrained(params.model, recipe)
+    _check_width(encoder, recipe)
+    for key, chosen_here in {
+        "variant": variant,
+        "encoder": encoder,
+        "recipe": recipe_name,
+    }.items():
+        if given[key] is None and chosen_here is not None:
+            sources[key] = f"default of {params.model}"
+    if params.model != "dsfer-net":
+        sources |= dict.fromkeys(DSFER_NET_KEYS, "not of this network")
+    return Settings(
+        params=params,
+        data=data,
+        variant=variant,
+        encoder=encoder,
+        recipe_name=recipe_name,
+        recipe=recipe,
+        sources=sources,
+    )
 
 
 def current_settings(changes: Mapping[str, Any] | None = None) -> Settings:
@@ -284,12 +324,12 @@ def _impossible(key: str, problem: str, mend: str) -> ConfigError:
     return ConfigError(problem, where=f"{PARAMS}, {key}", mend=mend)
 
 
-def _check_choice(key: str, value: str, choices: tuple[str, ...] | list[str]) -> None:
+def _check_choice(key: str, value: str, choices: tuple[str, ...], otherwise: str = "") -> None:
     if value not in choices:
         raise _impossible(
             key,
             f"unknown {key} '{value}'{did_you_mean(value, choices)}",
-            f"choose one of {', '.join(choices)}",
+            f"choose one of {', '.join(choices)}" + (f", or {otherwise}" if otherwise else ""),
         )
 
 
@@ -345,18 +385,74 @@ def _check_split(params: Params, data: DataSettings) -> None:
         )
 
 
-def _check_tile_size(size: int) -> None:
-    if size % DIVISOR:
-        below = size // DIVISOR * DIVISOR
+def _variant(params: Params) -> str | None:
+    """The variant of the network, its first where none is named."""
+    variants = tuple(MODELS[params.model].variants)
+    if params.variant is None:
+        return variants[0] if variants else None
+    if not variants:
+        raise _impossible(
+            "variant", f"'{params.variant}', and {params.model} has none", "set it to null"
+        )
+    _check_choice("variant", params.variant, variants, f"null for {params.model}'s {variants[0]}")
+    return params.variant
+
+
+def _encoder(params: Params) -> str | None:
+    """The encoder, which only Dsfer-Net leaves open."""
+    if params.model == "dsfer-net":
+        return params.encoder or next(iter(ENCODERS))
+    if params.encoder is not None:
+        raise _impossible(
+            "encoder",
+            f"'{params.encoder}' is for dsfer-net, and {params.model} has its own",
+            "set it to null, or model to dsfer-net",
+        )
+    return None
+
+
+def _check_tile_size(model: str, encoder: str | None, size: int) -> None:
+    divisor, smallest = MODELS[model].divisor, MODELS[model].smallest
+    if encoder is not None:
+        divisor = ENCODERS.get(encoder) or _last_stride(encoder)
+    below = size // divisor * divisor
+    if size < smallest:
+        raise _impossible(
+            "tile_size", f"{size} is too small for {model}", f"set tile_size to {smallest} or more"
+        )
+    if size % divisor:
+        sizes = " or ".join(str(side) for side in (below, below + divisor) if side >= smallest)
         raise _impossible(
             "tile_size",
-            f"{size} is not divisible by {DIVISOR}, and the network halves its input four times",
-            f"set tile_size to {below} or {below + DIVISOR}",
+            f"{size} is not divisible by {divisor}, which {model} needs",
+            f"set tile_size to {sizes}",
         )
 
 
-def _check_pretrained(recipe: Recipe) -> None:
+def _last_stride(encoder: str) -> int:
+    """What one of torchvision's encoders divides a tile's side by.
+
+    Raises:
+        ConfigError: there is none of that name, or it does not give five scales.
+    """
+    from dsfer.models.torchvision_encoder import TorchvisionEncoder  # seconds to import
+
+    try:
+        return int(TorchvisionEncoder(encoder).strides[-1])
+    except ConfigError as error:
+        raise _impossible("encoder", error.problem, str(error.mend)) from error
+
+
+def _check_pretrained(model: str, recipe: Recipe) -> None:
     if recipe.pretrained == "none":
+        return
+    if recipe.pretrained == "redrawn":
+        if model not in REDRAWN:
+            raise _impossible(
+                "pretrained",
+                f"'redrawn' is the released start of {', '.join(REDRAWN)}, not of {model}",
+                "set pretrained: none",
+            )
         return
     if recipe.width != 1:
         raise _impossible(
@@ -368,7 +464,16 @@ def _check_pretrained(recipe: Recipe) -> None:
         raise _impossible(
             "pretrained",
             f"'{recipe.pretrained}' is no file",
-            "set it to imagenet, none, or the full path of a file of VGG-16 weights",
+            "set it to imagenet, none, or the full path of a file of the encoder's weights",
+        )
+
+
+def _check_width(encoder: str | None, recipe: Recipe) -> None:
+    if encoder not in (None, *ENCODERS) and recipe.width != 1:
+        raise _impossible(
+            "width",
+            f"torchvision's {encoder} has one width, not {recipe.width:g} times it",
+            f"set width: 1, or encoder to one of {', '.join(ENCODERS)}",
         )
 
 

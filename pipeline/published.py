@@ -10,8 +10,8 @@ from pipeline.frozen import Frozen, parse, read_yaml
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 
-FULL_VARIANT = "base+cf+dsfr"
-"""The variant of Table III that is Dsfer-Net itself."""
+COMPARED = ("base+cf+dsfr", "pam", "v5", "dd8-dedim8", None)
+"""Variants that Tables I and II are of, as far as parameter counts tell; None: there are none."""
 
 DatasetName = Literal["levir-cd", "whu-cd", "cdd"]
 Encoder = Literal["resnet18", "transformer", "vgg16"]
@@ -79,21 +79,35 @@ class Published(Frozen):
     encoders: dict[Encoder, EncoderRow]
     sensitivity: tuple[SensitivityRow, ...]
 
-    def reference(self, model: str, dataset: str, variant: str | None) -> "Reference | None":
+    def reference(
+        self, model: str, dataset: str, variant: str | None, encoder: str | None = None
+    ) -> "Reference | None":
         """The paper's figures for one network on one data set, or None where it has none.
 
         Args:
             model: a name of `dsfer.list_models()`.
             dataset: name of the data set.
-            variant: row of Table III that was trained; None for a method that has no variants.
+            variant: of the network, as the rows of Table III; None where it has none.
+            encoder: of Dsfer-Net, as the rows of Table IV.
         """
-        if variant is None or variant == FULL_VARIANT:
+        if encoder not in (None, "vgg16"):
+            row = self.cost_of(model, encoder)
+            if row is None or variant not in COMPARED or dataset != "levir-cd":
+                return None
+            return Reference(table="Table IV", scores=row.model_dump(include={"F1", "OA"}))
+        if variant in COMPARED:
             scores = {str(name): row for name, row in self.comparison.get(model, {}).items()}
-            row = scores.get(dataset)
-            return Reference(table="Table I", scores=row.model_dump()) if row else None
+            found = scores.get(dataset)
+            return Reference(table="Table I", scores=found.model_dump()) if found else None
         by_dataset = {str(name): f1 for name, f1 in self.ablation.get(variant, {}).items()}
         f1 = by_dataset.get(dataset)
         return None if f1 is None else Reference(table="Table III", scores={"F1": f1})
+
+    def cost_of(self, model: str, encoder: str | None) -> Cost | None:
+        """What the paper says that a network costs, or None."""
+        if encoder in (None, "vgg16"):
+            return self.cost.get(model)
+        return next((row for name, row in self.encoders.items() if name == encoder), None)
 
 
 class Reference(Frozen):

@@ -11,47 +11,62 @@ from pipeline.frozen import Frozen, did_you_mean, parse, read_sections
 
 RECIPES = Path(__file__).with_name("recipes.yaml")
 
+Augmentation = Literal["symmetries", "flips", "rotation", "zoom", "blur", "colour"]
+
 
 class Recipe(Frozen):
     """Every value that training needs beside the data.
 
     Attributes:
-        cross_entropy: `printed` (Eq. 4) or `weighted-mean` (released), see `dsfer.losses`.
-        dice: `printed` (Eq. 5) or `released`.
+        change_loss: term on the change map: `cross-entropy` (Eq. 4), `weighted-mean` (released) or
+            `contrastive`, see `dsfer.losses`.
+        deep_loss: term on the deep maps, of networks that have them: `dice` (Eq. 5),
+            `released-dice`, `sigmoid-dice` or `cross-entropy`.
         class_weights: `inverse-frequency` of the training split (the published figures where the
-            catalog has them) or `none`.
-        lambda_: factor on the dice terms (Eq. 7).
-        lr: learning rate of Adam at the start, or at the end of the warm-up.
-        weight_decay: L2 penalty inside the gradient.
-        schedule: `linear` or `cosine` to 0, or `poly`, the released (1 - k/n)^0.9.
+            catalog has them), `false-alarm` (ten times that against false alarms) or `none`.
+        lambda_: factor on the deep term (Eq. 7).
+        optimiser: `adam`, `adamw` or `sgd`.
+        momentum: of `sgd`, or first beta of the others.
+        lr: learning rate at the start, or at the end of the warm-up.
+        weight_decay: L2 penalty inside the gradient, of `adamw` beside it.
+        schedule: `constant`, `linear` or `cosine` to 0, `poly`, the released (1 - k/n)^0.9, or
+            `exponential`.
         schedule_iterations: n of the schedule; null in the files stands for `iterations`.
+        hold: share of n until a `linear` or `exponential` schedule begins to fall.
         warmup: share of the iterations over which the learning rate rises from 0.
         iterations: steps to train.
         batch_size: pairs per step, over all processes.
         sampling: `epochs`, or `repeated` as released, see `dsfer.data.batches`.
-        symmetries: paired flips and quarter turns.
+        augmentation: what is done to a batch, in this order, see `dsfer.data.augmentation`.
+        normalisation: of the input, by the statistics of the `dataset`, `signed` to -1 to 1,
+            `per-image` or as for `imagenet`.
         ema: decay of averaged weights, which are then validated and kept; 0 for none.
         precision: `float32`, or `bf16` on devices that compute in it (others use float32).
         validate_every: steps between validations.
         width: factor on the network's channel counts.
-        pretrained: `imagenet`, `none`, or a local file of VGG-16 weights.
+        pretrained: `imagenet`, `none`, a local file of the encoder's ImageNet weights, or
+            `redrawn`: none, and drawn as the released code of BiT, ChangeFormer and VcT does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    cross_entropy: Literal["printed", "weighted-mean"]
-    dice: Literal["printed", "released"]
-    class_weights: Literal["inverse-frequency", "none"]
+    change_loss: Literal["cross-entropy", "weighted-mean", "contrastive"]
+    deep_loss: Literal["dice", "released-dice", "sigmoid-dice", "cross-entropy"]
+    class_weights: Literal["inverse-frequency", "false-alarm", "none"]
     lambda_: float = Field(alias="lambda", ge=0, allow_inf_nan=False)
+    optimiser: Literal["adam", "adamw", "sgd"]
+    momentum: float = Field(ge=0, lt=1)
     lr: float = Field(gt=0, le=10)
     weight_decay: float = Field(ge=0, allow_inf_nan=False)
-    schedule: Literal["linear", "poly", "cosine"]
+    schedule: Literal["constant", "linear", "poly", "cosine", "exponential"]
     schedule_iterations: int = Field(ge=1)
+    hold: float = Field(ge=0, lt=1)
     warmup: float = Field(ge=0, lt=1)
     iterations: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     sampling: Literal["epochs", "repeated"]
-    symmetries: bool
+    augmentation: tuple[Augmentation, ...] = Field(strict=False)
+    normalisation: Literal["dataset", "signed", "per-image", "imagenet"]
     ema: float = Field(ge=0, lt=1)
     precision: Literal["float32", "bf16"]
     validate_every: int = Field(ge=1)
@@ -62,8 +77,8 @@ class Recipe(Frozen):
     def _schedule_fits(self) -> Self:
         if self.schedule_iterations < self.iterations:
             raise ValueError(
-                f"the schedule reaches 0 after {self.schedule_iterations} of {self.iterations} "
-                "iterations; raise schedule_iterations"
+                f"the schedule reaches its end after {self.schedule_iterations} of "
+                f"{self.iterations} iterations; raise schedule_iterations"
             )
         return self
 
@@ -72,11 +87,25 @@ RECIPE_KEYS = tuple(field.alias or name for name, field in Recipe.model_fields.i
 
 
 class RecipeBook(Frozen):
-    """One recipe of the file: its source, common settings, and what differs by data set."""
+    """One recipe of the file.
+
+    Attributes:
+        source: where its values come from.
+        only: networks that it is for; none for all.
+        settings: of all networks and data sets.
+        models: what differs by network.
+        datasets: what differs by data set, and wins over both.
+    """
 
     source: str
+    only: tuple[str, ...] = ()
     settings: dict[str, Any]
+    models: dict[str, dict[str, Any]] = {}
     datasets: dict[str, dict[str, Any]] = {}
+
+    def takes(self, model: str) -> bool:
+        """Whether it is a recipe for a network."""
+        return not self.only or model in self.only
 
 
 @cache
@@ -92,13 +121,20 @@ def load_recipes(path: Path = RECIPES) -> dict[str, RecipeBook]:
     }
 
 
+def default_recipe(model: str) -> str:
+    """What `recipe: null` means: a network's own recipe if there is one, else the common one."""
+    own = "modern" if model == "dsfer-net" else model
+    return own if own in load_recipes() else "common"
+
+
 def resolve_recipe(
-    name: str, dataset: str, overrides: dict[str, Any]
+    name: str, model: str, dataset: str, overrides: dict[str, Any]
 ) -> tuple[Recipe, dict[str, str]]:
-    """Merge a recipe's settings, what it says for a data set, and the user's own values.
+    """Merge a recipe's settings, what it says for a network and a data set, and the user's values.
 
     Args:
         name: a recipe.
+        model: the network that is trained.
         dataset: name of the catalog entry.
         overrides: values of `params.yaml` by their key there, without nulls.
 
@@ -106,18 +142,22 @@ def resolve_recipe(
         The recipe, and where each of its values comes from.
 
     Raises:
-        ConfigError: no such recipe, or a value that is impossible.
+        ConfigError: no such recipe, one for other networks, or a value that is impossible.
     """
     recipes = load_recipes()
-    if name not in recipes:
+    fitting = [key for key, book in recipes.items() if book.takes(model)]
+    if name not in fitting:
         raise ConfigError(
-            f"unknown recipe '{name}'{did_you_mean(name, recipes)}",
+            f"recipe '{name}' is for {', '.join(recipes[name].only)}, not for {model}"
+            if name in recipes
+            else f"unknown recipe '{name}'{did_you_mean(name, fitting)}",
             where="params.yaml, recipe",
-            mend=f"choose one of {', '.join(recipes)}",
+            mend=f"choose one of {', '.join(fitting)}, or null for {default_recipe(model)}",
         )
     book = recipes[name]
     layers = {
         f"recipe {name}": book.settings,
+        f"recipe {name} for {model}": book.models.get(model, {}),
         f"recipe {name} for {dataset}": book.datasets.get(dataset, {}),
         "params.yaml": overrides,
     }

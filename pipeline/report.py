@@ -44,9 +44,11 @@ class Row:
 def paper_figures(results: Results, published: Published) -> tuple[Reference | None, str]:
     """The paper's figures for this run; or None, and why nothing of it may stand beside the run."""
     metrics = results.metrics
-    reference = published.reference(metrics.model, metrics.dataset, metrics.variant)
+    reference = published.reference(
+        metrics.model, metrics.dataset, metrics.variant, metrics.encoder
+    )
     if reference is None:
-        return None, "The paper has no figure for this data set."
+        return None, "The paper has no figure for this network on this data set."
     if not results.validation.as_published:
         return None, (
             "The paper is left out: its figures belong to the published data, and tile size, "
@@ -106,7 +108,7 @@ def build_report(results: Results, published: Published | None = None) -> str:
         measures=MEASURES,
         reference=reference,
         no_comparison=no_comparison,
-        cost=published.cost.get(metrics.model),
+        cost=published.cost_of(metrics.model, metrics.encoder),
         others=_others(published, metrics.dataset) if reference else [],
         curves=data_uri(svg(training_curves(results.history)), "image/svg+xml"),
         worst=[_picture(path, results.tiles) for path in results.worst],

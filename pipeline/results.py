@@ -62,6 +62,8 @@ class Metrics(Stored):
     """`evaluation/metrics.json`.
 
     Attributes:
+        variant: of the network, or None where it has none.
+        encoder: of Dsfer-Net, or None for the other networks.
         best_step: iteration with the best validation F1; the weights are from there.
         stitched: scores on whole scenes, or None where `stitched_note` says why not.
         pairs_per_second: tiles through the network, data included.
@@ -70,6 +72,7 @@ class Metrics(Stored):
     dataset: str
     model: str
     variant: str | None
+    encoder: str | None = None
     recipe: str
     seed: int
     split_hash: str

@@ -114,9 +114,9 @@ def write_training(folder, rng):
     validated = steps % 400 == 0
     f1 = 78 * (1 - np.exp(-steps / 700)) + rng.normal(0, 1.0, len(steps))
     history = pd.DataFrame({"step": steps})
-    history["train/ce"] = 0.12 + 0.6 * fall + rng.normal(0, 0.02, len(steps)).clip(-0.1)
-    history["train/dice"] = 0.62 + 0.3 * fall + rng.normal(0, 0.01, len(steps))
-    history["train/loss"] = history["train/ce"] + 0.1 * history["train/dice"]
+    history["train/change"] = 0.12 + 0.6 * fall + rng.normal(0, 0.02, len(steps)).clip(-0.1)
+    history["train/deep"] = 0.62 + 0.3 * fall + rng.normal(0, 0.01, len(steps))
+    history["train/loss"] = history["train/change"] + 0.1 * history["train/deep"]
     history["lr"] = 1e-4
     for name, shift in (("val/F1", 0), ("val/P", 3), ("val/R", -3), ("val/IoU", -11)):
         history[name] = np.where(validated, f1 + shift, math.nan)

@@ -153,8 +153,8 @@ def test_a_wrong_parameter_stops_a_stage_before_it_starts(tmp_path):
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr == (
-        "error: params.yaml, tile_size: 100 is not divisible by 16, and the network halves its "
-        "input four times. To mend it: set tile_size to 96 or 112.\n"
+        "error: params.yaml, tile_size: 100 is not divisible by 16, which dsfer-net needs. "
+        "To mend it: set tile_size to 96 or 112.\n"
     )
     assert content(tmp_path) == before
 

@@ -36,8 +36,8 @@ from tests.test_training import Forgetful
 pytestmark = pytest.mark.xdist_group("distributed")  # one server of processes, one set of runs
 
 OTHER = {
-    "loss": ChangeLoss(0.5, (1.2, 5.0), "printed", "released"),
-    "sampling": "repeated", "symmetries": False, "ema": 0.0, "schedule": "linear",
+    "loss": ChangeLoss(0.5, (1.2, 5.0), "cross-entropy", "released-dice"),
+    "sampling": "repeated", "augmentation": (), "ema": 0.0, "schedule": "linear",
     "optimiser": "adam", "lr": 2e-3, "iterations": 5, "validate_every": 5,
 }  # fmt: skip
 """What `build` does not do by itself."""
@@ -136,7 +136,7 @@ def assert_alike(found: dict, expected: dict) -> None:
 
 
 def assert_same_losses(found: list[dict], expected: list[dict]) -> None:
-    names = ("step", "lr", "train/loss", "train/ce", "train/dice")
+    names = ("step", "lr", "train/loss", "train/change", "train/deep")
     assert len(found) == len(expected)
     for record, other in zip(found, expected, strict=True):
         assert [record[name] for name in names] == pytest.approx(

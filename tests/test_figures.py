@@ -71,7 +71,7 @@ def history():
         {
             "step": [10, 20, 30, 40],
             "train/loss": [2.0, 1.5, 1.2, 1.1],
-            "train/ce": [1.9, 1.4, 1.1, 1.0],
+            "train/change": [1.9, 1.4, 1.1, 1.0],
             "val/F1": [np.nan, 61.5, np.nan, 60.25],
             "val/P": [np.nan, 70.0, np.nan, 55.0],
             "val/R": [np.nan, 55.0, np.nan, 66.0],
@@ -84,7 +84,7 @@ def test_training_curves_draw_what_was_measured_and_mark_the_best():
     drawn = {line.get_label(): line.get_xydata() for line in (*losses.lines, *scores.lines)}
     np.testing.assert_array_equal(drawn["F1"], [[20, 61.5], [40, 60.25]])
     np.testing.assert_array_equal(drawn["training, total"][:, 1], [2.0, 1.5, 1.2, 1.1])
-    assert "training, deep dice" not in drawn
+    assert "training, deep maps" not in drawn
     np.testing.assert_array_equal(drawn["best F1: 61.50 at iteration 20"], [[20, 61.5]])
 
 

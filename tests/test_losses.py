@@ -45,7 +45,7 @@ def test_printed_cross_entropy_is_equation_4(seed):
     terms = [
         -WEIGHTS[y] * math.log(probability(logits, n, y, r, k)) for n, r, k, y in pixels(labels)
     ]
-    found = CHANGE_TERMS["printed"](logits, labels, WEIGHTS)
+    found = CHANGE_TERMS["cross-entropy"](logits, labels, WEIGHTS)
     assert float(found) == pytest.approx(sum(terms) / len(terms), rel=1e-6)
 
 
@@ -72,7 +72,7 @@ def test_printed_dice_is_equation_5(seed):
         overlap[n] += y * p
         total[n] += y + p
     expected = sum(1 - 2 * o / t for o, t in zip(overlap, total, strict=True)) / 3
-    assert float(DEEP_TERMS["printed"](logits, labels)) == pytest.approx(expected, rel=1e-9)
+    assert float(losses.printed_dice(logits, labels)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -84,7 +84,7 @@ def test_released_dice_has_no_factor_two(seed):
             p, t = probability(logits, n, c, r, k), float(y == c)
             sums[n, c] += (p * t, p * p + t * t)
     expected = (1 - (sums[..., 0] + 1) / (sums[..., 1] + 1)).mean()
-    assert float(DEEP_TERMS["released"](logits, labels)) == pytest.approx(expected, rel=1e-9)
+    assert float(losses.released_dice(logits, labels)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -96,7 +96,7 @@ def test_sigmoid_dice_takes_each_channel_by_itself(seed):
             p, t = 1 / (1 + math.exp(-float(logits[n, c, r, k]))), float(y == c)
             sums[n, c] += (p * t, p * p + t * t)
     expected = (1 - (sums[..., 0] + 1) / (sums[..., 1] + 1)).mean()
-    assert float(DEEP_TERMS["sigmoid"](logits, labels)) == pytest.approx(expected, rel=1e-9)
+    assert float(losses.sigmoid_dice(logits, labels)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -149,8 +149,8 @@ def test_a_perfect_prediction_scores_zero_printed_and_one_half_released():
     labels = torch.zeros(2, 16, 16, dtype=torch.uint8)
     labels[:, :8] = 1
     perfect = torch.stack((labels == 0, labels == 1), dim=1).double() * 60 - 30
-    assert float(DEEP_TERMS["printed"](perfect, labels)) == pytest.approx(0, abs=1e-9)
-    assert float(DEEP_TERMS["released"](perfect, labels)) == pytest.approx(0.5, abs=2e-3)
+    assert float(losses.printed_dice(perfect, labels)) == pytest.approx(0, abs=1e-9)
+    assert float(losses.released_dice(perfect, labels)) == pytest.approx(0.5, abs=2e-3)
 
 
 @settings(max_examples=30, deadline=None)
@@ -172,10 +172,42 @@ def test_total_is_equation_7(change, deep_term):
     deep = (torch.randn(3, 2, 4, 4).double(), torch.randn(3, 2, 2, 2).double())
     loss = ChangeLoss(0.3, WEIGHTS, change, deep_term)
     terms = loss(ChangeOutput(logits, deep), labels)
-    dices = [DEEP_TERMS[deep_term](d.float(), reduce_labels(labels, d.shape[-1])) for d in deep]
-    assert float(terms.deep) == pytest.approx(float(sum(dices)) / 2, rel=1e-6)
+    assert float(terms.deep) == float(DEEP_TERMS[deep_term](deep, labels))
     expected = float(terms.change) + 0.3 * float(terms.deep)
     assert float(terms.total) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [
+        ("dice", losses.printed_dice),
+        ("released-dice", losses.released_dice),
+        ("sigmoid-dice", losses.sigmoid_dice),
+    ],
+)
+def test_dice_is_averaged_over_the_deep_maps(name, term):
+    _, labels = random_case(0, side=32)
+    deep = (torch.randn(3, 2, 4, 4), torch.randn(3, 2, 2, 2))
+    dices = [float(term(d, reduce_labels(labels, d.shape[-1]))) for d in deep]
+    assert float(DEEP_TERMS[name](deep, labels)) == pytest.approx(sum(dices) / 2, rel=1e-6)
+
+
+def test_deep_cross_entropy_weighs_the_maps_and_takes_the_nearest_labels():
+    _, labels = random_case(0, side=32)
+    deep = [torch.randn(3, 2, side, side) for side in (8, 4, 2, 1)]
+    expected = 0.0
+    for weight, scores in zip((0.8, 0.5, 0.5, 0.5), deep, strict=True):
+        side = scores.shape[-1]
+        terms = [
+            -math.log(probability(scores, n, int(y), r, k))
+            for n, r, k in np.ndindex(3, side, side)
+            if (y := labels[n, r * 32 // side, k * 32 // side]) != 255
+        ]
+        expected += weight * sum(terms) / len(terms)
+    found = float(DEEP_TERMS["cross-entropy"](tuple(deep), labels))
+    assert found == pytest.approx(expected, rel=1e-5)
+    reduced = torch.nn.functional.interpolate(labels[:, None].float(), size=4, mode="nearest")
+    assert torch.equal(reduced[:, 0].to(torch.uint8), labels[:, ::8, ::8])
 
 
 def test_without_deep_maps_the_loss_is_the_cross_entropy():

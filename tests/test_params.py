@@ -7,6 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from dsfer.errors import ConfigError
+from dsfer.models import MODELS, Method
 from pipeline import params as module
 from pipeline.params import load_params, main, resolve
 
@@ -44,6 +45,7 @@ def test_the_shipped_file_resolves():
     resolved = resolve(load_params(ROOT / "params.yaml"))
     assert list(resolved.resolved()) == list(SHIPPED)
     assert set(resolved.sources) <= set(SHIPPED)
+    assert resolved.recipe_name == "modern"
     for key in ("lambda", "lr", "hopfield_dim"):
         assert key in SHIPPED
     assert SHIPPED["hopfield_dim"] == 512
@@ -68,29 +70,34 @@ WRONG = {
     ],
     "split_seed": [-1, 0.5, None, "0", 2**63],
     "model": ["dsfer_net", 1, None],
-    "variant": ["base", 1, None, "Base+CF"],
-    "hopfield_dim": [0, -512, "512", 512.0, None, True],
+    "variant": ["base", 1, "Base+CF", "pam"],
+    "encoder": [16, "", "resnet19", ("alexnet", "alexnet")],
+    "hopfield_dim": [0, -512, "512", 512.0, True],
     "hopfield_beta": [0, -1, "1", float("nan"), float("inf"), False],
     "norm": ["layer", None, ""],
-    "recipe": ["papers", 3, None, ""],
+    "recipe": ["papers", 3, "bit"],
     "lambda": [-0.1, "0.1", "", float("nan"), float("inf"), True, ([1], "[1]")],
+    "optimiser": ["adamax", 1, ""],
+    "momentum": [1, -0.1, "0.9", True, float("nan")],
     "lr": [0, -1e-3, "1e-3", "", float("nan"), float("inf"), True, 11],
     "weight_decay": [-1e-5, "x", float("nan"), True],
     "schedule": ["step", 1, ""],
     "schedule_iterations": [0, 1.5, "100", True],
+    "hold": [-0.1, 1, True],
     "warmup": [-0.1, 1, True],
     "iterations": [0, -1, 400.0, "400", True],
     "batch_size": [0, -8, 8.5, True, ""],
-    "cross_entropy": ["focal", 1],
-    "dice": ["soft", 1],
+    "change_loss": ["focal", 1],
+    "deep_loss": ["soft", 1],
     "class_weights": ["median", ([1, 20], "[1, 20]")],
     "sampling": ["random", 1],
-    "symmetries": ["yes", 1, 0, ""],
+    "augmentation": ["flips", True, 1, (["mixup"], "'mixup'"), (["zoom", 3], "found 3")],
+    "normalisation": ["mean", 1, ""],
     "ema": [1, 1.5, -0.1, float("nan"), "0.9", True],
     "precision": ["fp16", 32],
     "validate_every": [0, -5, 1.5, True],
     "width": [0, -1, 5, float("nan"), "1", True],
-    "pretrained": [True, 1, "", "no-such-file.pth"],
+    "pretrained": [True, 1, "", "no-such-file.pth", "redrawn"],
     "seed": [-1, 0.5, None, True, 2**64],
     "device": ["gpu", 0, None],
     "compile": ["no", 1],
@@ -126,18 +133,25 @@ RIGHT = {
     "split": ["scenes", "random", "spatial"],
     "split_ratio": [[7, 1, 2], [0.6, 0.1, 0.3]],
     "variant": ["base+concat", "base+cf", "base+concat+dsfr", "base+cf+dsfr"],
+    "encoder": ["vgg16", "resnet18", "transformer"],
+    "hopfield_dim": [1, 256, None],
     "hopfield_beta": [1, 0.0442],
     "norm": ["volume", "channel"],
-    "recipe": ["paper", "released", "modern"],
+    "recipe": ["paper", "released", "modern", "common"],
     "lambda": [0, 1, 100, 0.001],
     "lr": [1, 1e-5],
-    "schedule": ["linear", "poly", "cosine"],
-    "symmetries": [True, False],
     "shards": [None, "s3://bucket", "s3://bucket/a/folder/"],
+    "schedule": ["constant", "linear", "poly", "cosine", "exponential"],
+    "augmentation": [[], ["symmetries"], ["flips", "zoom", "blur"]],
+    "normalisation": ["dataset", "signed", "per-image", "imagenet"],
+    "optimiser": ["adam", "adamw", "sgd"],
+    "change_loss": ["cross-entropy", "weighted-mean", "contrastive"],
+    "deep_loss": ["dice", "released-dice", "sigmoid-dice", "cross-entropy"],
+    "hold": [0, 0.5],
     "cluster": [None, 1, 16, "tcp://10.0.0.1:8786", "tls://scheduler:8786"],
     "ema": [0, 0.999],
     "precision": ["float32", "bf16"],
-    "class_weights": ["none", "inverse-frequency"],
+    "class_weights": ["none", "inverse-frequency", "false-alarm"],
     "device": ["auto", "cpu", "cuda"],
     "compile": [True, False],
     "overlap": [0, 0.25],
@@ -236,8 +250,8 @@ def test_a_typo_names_the_nearest_and_all_there_are(tmp_path, key, value, neares
 
 
 def test_null_is_what_recipe_and_catalog_say(tmp_path):
-    given = {key: None for key, value in SHIPPED.items() if value is None}
-    resolved = settings(tmp_path, **given, dataset="levir-cd", recipe="paper")
+    given = {key: None for key, value in SHIPPED.items() if value is None} | {"recipe": "paper"}
+    resolved = settings(tmp_path, **given, dataset="levir-cd")
     sources = resolved.sources
     assert {sources[key] for key in ("label_rule", "tile_size", "padding", "split")} == {"catalog"}
     assert sources["lr"] == sources["lambda"] == "recipe paper for levir-cd"
@@ -281,7 +295,7 @@ def test_values_that_exclude_each_other(tmp_path, changes, message):
 def test_a_tile_size_that_no_network_takes_is_refused_before_any_work(tmp_path, norm, size, mend):
     message = refusal(tmp_path, norm=norm, tile_size=size)
     assert message.startswith("params.yaml, tile_size: ")
-    assert f"{size} is not divisible by 16" in message
+    assert f"{size} is not divisible by 16, which dsfer-net needs" in message
     assert f"set tile_size to {mend}" in message
 
 
@@ -295,16 +309,17 @@ def test_weights_of_the_encoder_may_be_a_local_file(tmp_path):
 # Section 0, decision 2, and section 3 of the reference: the paper's and the released code's values.
 COMMON = {
     "weight_decay": 1e-5, "batch_size": 32, "validate_every": 500, "schedule_iterations": 30000,
-    "warmup": 0, "symmetries": False, "ema": 0, "precision": "float32", "width": 1,
-    "pretrained": "imagenet", "class_weights": "inverse-frequency",
+    "warmup": 0, "augmentation": (), "ema": 0, "precision": "float32", "width": 1,
+    "pretrained": "imagenet", "class_weights": "inverse-frequency", "optimiser": "adam",
+    "momentum": 0.9, "hold": 0, "normalisation": "dataset",
 }  # fmt: skip
 PAPER = COMMON | {
-    "cross_entropy": "printed", "dice": "printed", "schedule": "linear", "iterations": 30000,
+    "change_loss": "cross-entropy", "deep_loss": "dice", "schedule": "linear", "iterations": 30000,
     "sampling": "epochs",
 }  # fmt: skip
 RELEASED = COMMON | {
-    "cross_entropy": "weighted-mean", "dice": "released", "schedule": "poly", "iterations": 15000,
-    "sampling": "repeated",
+    "change_loss": "weighted-mean", "deep_loss": "released-dice", "schedule": "poly",
+    "iterations": 15000, "sampling": "repeated",
 }  # fmt: skip
 RECIPES = [
     ("paper", PAPER, "levir-cd", {"lr": 1e-5, "lambda": 0.1}),
@@ -330,9 +345,131 @@ def test_recipes_are_those_of_paper_and_released_code(tmp_path, recipe, common, 
     assert resolved.data.tile_size == 256
     options = resolved.model_options
     assert options == {
-        "image_size": 256, "width": 1, "hopfield_dim": 512, "hopfield_beta": None,
+        "image_size": 256, "encoder": "vgg16", "hopfield_dim": 512, "hopfield_beta": None,
         "norm": "volume", "variant": "base+cf+dsfr",
     }  # fmt: skip
+
+
+# Section 2 of the reference, what tells the methods' own training apart.
+OWN = {
+    "bit": {"optimiser": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "batch_size": 8,
+            "iterations": 178000, "schedule": "linear", "change_loss": "cross-entropy",
+            "class_weights": "none", "normalisation": "signed", "pretrained": "imagenet",
+            "augmentation": ("flips", "zoom", "blur")},
+    "vct": {"optimiser": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "batch_size": 8,
+            "iterations": 178000, "schedule": "linear", "change_loss": "cross-entropy"},
+    "changeformer": {"optimiser": "adamw", "lr": 1e-4, "weight_decay": 0.01, "batch_size": 16,
+                     "iterations": 89000, "deep_loss": "cross-entropy", "lambda": 1,
+                     "normalisation": "signed",
+                     "augmentation": ("flips", "zoom", "blur", "colour")},
+    "stanet": {"optimiser": "adam", "momentum": 0.5, "lr": 1e-3, "weight_decay": 0, "hold": 0.5,
+               "schedule": "linear", "iterations": 178000, "change_loss": "contrastive",
+               "normalisation": "signed", "augmentation": ("rotation",)},
+    "dsamnet": {"optimiser": "adam", "momentum": 0.9, "lr": 5e-4, "weight_decay": 0,
+                "batch_size": 8, "schedule": "constant", "iterations": 89000,
+                "change_loss": "contrastive",
+                "deep_loss": "sigmoid-dice", "lambda": 0.1, "augmentation": ()},
+    "fc-siam-conc": {"lr": 1e-3, "weight_decay": 1e-4, "schedule": "exponential", "batch_size": 32,
+                     "change_loss": "weighted-mean", "class_weights": "false-alarm",
+                     "normalisation": "per-image", "augmentation": ("symmetries",)},
+    "frnet": {"lr": 5e-5, "schedule": "poly", "change_loss": "weighted-mean", "lambda": 0,
+              "class_weights": "inverse-frequency"},
+}  # fmt: skip
+OWN["fc-ef-res"] = OWN["fc-siam-conc"]
+OTHERS = sorted(OWN)
+
+
+@pytest.mark.parametrize("model", OTHERS)
+def test_each_compared_method_has_its_own_recipe_by_default(tmp_path, model):
+    resolved = settings(tmp_path, model=model, recipe=None, dataset="levir-cd")
+    assert resolved.recipe_name == resolved.resolved()["recipe"] == model
+    found = resolved.recipe.model_dump(by_alias=True)
+    assert {key: found[key] for key in OWN[model]} == OWN[model]
+    assert resolved.sources["recipe"] == f"default of {model}"
+    assert resolved.resolved()["hopfield_dim"] is None
+    for dataset in ("whu-cd", "cdd", "demo", "folder/mine"):
+        source = "/imagery" if dataset == "folder/mine" else CATALOG
+        settings(tmp_path, model=model, recipe=None, dataset=dataset, source=source)
+
+
+@pytest.mark.parametrize("model", ["dsfer-net", *OTHERS])
+def test_under_the_common_recipe_all_methods_train_alike(tmp_path, model):
+    resolved = settings(tmp_path, model=model, recipe="common", dataset="levir-cd")
+    modern = settings(tmp_path, recipe="modern", dataset="levir-cd").recipe
+    own = {"change_loss", "deep_loss", "lambda_", "pretrained"}
+    assert resolved.recipe.model_dump(exclude=own) == modern.model_dump(exclude=own)
+    assert (resolved.recipe.change_loss == "contrastive") == (model in ("stanet", "dsamnet"))
+    if model == "dsfer-net":
+        assert resolved.recipe == modern
+
+
+def test_a_network_without_a_recipe_gets_the_common_one(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "my-net", Method("mine.MyNet"))
+    resolved = settings(tmp_path, model="my-net", recipe=None, dataset="levir-cd")
+    assert resolved.recipe_name == "common"
+    assert resolved.variant is None
+    assert resolved.model_options == {}
+
+
+@pytest.mark.parametrize("model", ["bit", "changeformer", "vct"])
+def test_the_released_start_is_asked_for_by_name(tmp_path, model):
+    resolved = settings(tmp_path, model=model, recipe=f"{model}-released", dataset="levir-cd")
+    assert resolved.model_options["released_init"] is True
+    own = settings(tmp_path, model=model, recipe=model, dataset="levir-cd")
+    assert "released_init" not in own.model_options
+    same = {"pretrained"}
+    assert resolved.recipe.model_dump(exclude=same) == own.recipe.model_dump(exclude=same)
+
+
+def test_a_recipe_of_another_method_is_refused_with_those_that_fit(tmp_path):
+    message = refusal(tmp_path, model="bit", recipe="paper")
+    assert "recipe 'paper' is for dsfer-net, not for bit" in message
+    assert "choose one of common, bit, bit-released, or null for bit" in message
+    assert "'stanet' is for stanet" in refusal(tmp_path, recipe="stanet")
+
+
+@pytest.mark.parametrize(
+    ("model", "variant", "options"),
+    [
+        ("stanet", None, {"attention": "pam"}),
+        ("stanet", "bam", {"attention": "bam"}),
+        ("changeformer", None, {"version": "v6"}),
+        ("changeformer", "v5", {"version": "v5"}),
+        ("bit", "dd8", {"decoder_head_width": 64}),
+        ("frnet", None, {}),
+    ],
+)
+def test_variants_are_those_of_the_model(tmp_path, model, variant, options):
+    resolved = settings(tmp_path, model=model, variant=variant, recipe=None, dataset="cdd")
+    assert resolved.model_options == options
+    assert resolved.resolved()["variant"] == (variant or resolved.variant)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "frnet", "variant": "pam"}, "'pam', and frnet has none.*set it to null"),
+        ({"model": "stanet", "variant": "v6"}, "unknown variant 'v6'.*pam, bam, or null"),
+        ({"model": "bit", "encoder": "vgg16"}, "'vgg16' is for dsfer-net, and bit has its own"),
+        ({"model": "stanet", "tile_size": 144}, "not divisible by 32, which stanet.*128 or 160"),
+        ({"model": "changeformer", "tile_size": 16}, "tile_size: 16 .*changeformer.*to 32"),
+        ({"model": "vct", "tile_size": 96}, "96 is too small for vct.*128 or more"),
+        ({"model": "bit", "tile_size": 100}, "not divisible by 8, which bit needs.*96 or 104"),
+        ({"encoder": "resnet18", "tile_size": 144}, "not divisible by 32"),
+        ({"encoder": "resnet50", "tile_size": 144, "width": 1}, "not divisible by 32"),
+        ({"encoder": "resnet50", "dataset": "demo"}, "resnet50 has one width, not 0.25 times it"),
+        ({"model": "stanet", "pretrained": "redrawn"}, "released start of bit, .*not of stanet"),
+    ],
+)
+def test_what_a_method_cannot_take_is_refused_before_any_work(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=f"^params.yaml, .*{message}"):
+        settings(tmp_path, **{"recipe": None} | changes)
+
+
+def test_a_tile_size_that_one_method_refuses_another_takes(tmp_path):
+    for model in ("dsamnet", "fc-siam-conc", "frnet"):
+        assert settings(tmp_path, model=model, recipe=None, tile_size=144).data.tile_size == 144
+    assert settings(tmp_path, encoder="vgg19", width=1, tile_size=144).data.tile_size == 144
 
 
 def test_any_value_of_a_recipe_yields_to_params(tmp_path):

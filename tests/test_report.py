@@ -83,7 +83,7 @@ def test_worst_scene_comes_first(run):
 def test_a_data_set_that_the_paper_does_not_know(tmp_path):
     write_run(tmp_path, dataset="folder/mine", stitched=False)
     text = words(build_report(read_results(tmp_path, "dsfer-net")))
-    assert "The paper has no figure for this data set." in text
+    assert "The paper has no figure for this network on this data set." in text
     assert "no scene lies wholly in the test split" in text
     assert "90.76" not in text
 

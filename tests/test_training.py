@@ -22,7 +22,7 @@ from dsfer.training import Interrupted, Trainer, Training, learning_rate
 from tests.tiles import MemoryTiles
 
 TRAINING = Training(
-    loss=ChangeLoss(0.1, (1.3, 4.0), "weighted-mean", "printed"),
+    loss=ChangeLoss(0.1, (1.3, 4.0), "weighted-mean", "dice"),
     lr=2e-3,
     weight_decay=1e-5,
     schedule="cosine",
@@ -31,7 +31,7 @@ TRAINING = Training(
     iterations=12,
     batch_size=4,
     sampling="epochs",
-    symmetries=True,
+    augmentation=("symmetries",),
     ema=0.5,
     validate_every=4,
     seed=0,

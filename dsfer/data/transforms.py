@@ -1,8 +1,33 @@
-"""What happens to a batch on the device: normalisation, and paired flips and turns."""
+"""What stored pixels become on the device before a network sees them."""
 
-import numpy as np
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Input(NamedTuple):
+    """How a network's input is normalised.
+
+    Attributes:
+        mean: of the RGB bands, 0 to 255.
+        std: standard deviation likewise.
+        per_image: whether each image is then standardised by its own mean and deviation.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    per_image: bool = False
+
+
+SIGNED = Input((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
+"""To [-1, 1]."""
+
+STANDARDISED = Input((0, 0, 0), (1, 1, 1), per_image=True)
+"""Each image by its own mean and standard deviation."""
+
+IMAGENET = Input((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+"""As torchvision's ImageNet weights were trained."""
 
 
 def normalise(
@@ -27,43 +52,3 @@ def normalise(
         scaled = (scaled - own_mean) / own_std.clamp(min=torch.finfo(scaled.dtype).eps)
     first, second = scaled.permute(1, 0, 4, 2, 3)  # 2 b 3 h w
     return first, second
-
-
-def draw_symmetries(count: int, *, seed: int, step: int) -> Tensor:
-    """Draw one of the eight symmetries of the square for each of `count` pairs.
-
-    The draw is a function of seed and step alone, so that a resumed run repeats it without any
-    state.
-
-    Returns:
-        (count, 3) bool: flip rows, flip columns, transpose.
-    """
-    generator = np.random.default_rng([seed, step])
-    return torch.from_numpy(generator.integers(0, 2, size=(count, 3), dtype=np.int8)).bool()
-
-
-def apply_symmetries(pairs: Tensor, labels: Tensor, symmetries: Tensor) -> tuple[Tensor, Tensor]:
-    """Flip and turn whole pairs together with their labels.
-
-    Args:
-        pairs: (b, 2, h, h, 3), any dtype; square tiles.
-        labels: (b, h, h).
-        symmetries: (b, 3) bool, as `draw_symmetries` makes them.
-    """
-    for bit, change in enumerate((_flip_rows, _flip_columns, _transpose)):
-        chosen = symmetries[:, bit]
-        pairs = torch.where(chosen[:, None, None, None, None], change(pairs, 2), pairs)
-        labels = torch.where(chosen[:, None, None], change(labels, 1), labels)
-    return pairs, labels
-
-
-def _flip_rows(images: Tensor, rows: int) -> Tensor:
-    return images.flip(rows)
-
-
-def _flip_columns(images: Tensor, rows: int) -> Tensor:
-    return images.flip(rows + 1)
-
-
-def _transpose(images: Tensor, rows: int) -> Tensor:
-    return images.transpose(rows, rows + 1)

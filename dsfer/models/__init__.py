@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODELS",
-    "VARIANTS",
+    "Method",
     "ParameterCount",
     "count_parameters",
     "create_model",
@@ -28,19 +29,54 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True)
+class Method:
+    """What is known of a network before it is built: torch takes seconds to load.
+
+    Attributes:
+        path: module and name of its class, which is imported when it is built.
+        divisor: what the sides of its tiles must be divisible by.
+        smallest: least side of its tiles in pixels.
+        variants: options of its class by the name of the variant; the first is the default.
+    """
+
+    path: str
+    divisor: int = 16
+    smallest: int = 16
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
 MODELS = {
-    "bit": "dsfer.models.bit.BiT",
-    "changeformer": "dsfer.models.changeformer.ChangeFormer",
-    "dsamnet": "dsfer.models.dsamnet.DSAMNet",
-    "dsfer-net": "dsfer.models.dsfer_net.DsferNet",
-    "fc-ef-res": "dsfer.models.fc_ef_res.FCEFRes",
-    "fc-siam-conc": "dsfer.models.fc_siam_conc.FCSiamConc",
-    "frnet": "dsfer.models.frnet.FrNet",
-    "stanet": "dsfer.models.stanet.STANet",
-    "vct": "dsfer.models.vct.VcT",
+    "bit": Method(
+        "dsfer.models.bit.BiT",
+        divisor=8,
+        variants={"dd8-dedim8": {"decoder_head_width": 8}, "dd8": {"decoder_head_width": 64}},
+    ),
+    "changeformer": Method(
+        "dsfer.models.changeformer.ChangeFormer",
+        divisor=32,
+        variants={"v6": {"version": "v6"}, "v5": {"version": "v5"}},
+    ),
+    "dsamnet": Method("dsfer.models.dsamnet.DSAMNet", divisor=4),
+    # 16 for VGG-16; other encoders say themselves.
+    "dsfer-net": Method(
+        "dsfer.models.dsfer_net.DsferNet",
+        variants={name: {"variant": name} for name in reversed(VARIANTS)},
+    ),
+    "fc-ef-res": Method("dsfer.models.fc_ef_res.FCEFRes"),
+    "fc-siam-conc": Method("dsfer.models.fc_siam_conc.FCSiamConc"),
+    "frnet": Method("dsfer.models.frnet.FrNet"),
+    # 32 for the pyramid's smallest parts; basic attention alone would do with 4.
+    "stanet": Method(
+        "dsfer.models.stanet.STANet",
+        divisor=32,
+        variants={"pam": {"attention": "pam"}, "bam": {"attention": "bam"}},
+    ),
+    # It selects 1,000 of the features at 1/4 of the image: 120 pixels have 900, 128 have 1,024.
+    "vct": Method("dsfer.models.vct.VcT", divisor=8, smallest=128),
 }
-"""Where each network's class is. It is imported when it is built: torch takes seconds to load, and
-preparing imagery needs none of it."""
+"""The networks by name. A new one is a file and a line here, see docs/own-model.md."""
 
 
 def list_models() -> list[str]:
@@ -79,7 +115,7 @@ def create_model(
         raise ConfigError(
             f"unknown model {name!r}", where="model", mend=_nearest(name, list_models())
         )
-    module, _, attribute = MODELS[name].rpartition(".")
+    module, _, attribute = MODELS[name].path.rpartition(".")
     build: Callable[..., nn.Module] = getattr(import_module(module), attribute)
     if weights is not None:
         options = read_metadata(Path(weights), model=name).options | options

@@ -13,6 +13,7 @@ from dsfer.models.metric import FeatureHead, channel_distance, distance_output
 from dsfer.models.output import ChangeOutput
 from dsfer.models.resnet import RESNET_18, Layer, ResNet18Encoder
 from dsfer.models.shapes import check_divisible, scaled
+from dsfer.models.siamese import encode_pair
 
 LAYERS = (*RESNET_18[:3], Layer(512, 1, (2, 4, 8)))
 """ResNet-18 with a third block, dilations and no stride in its last layer."""
@@ -26,8 +27,8 @@ class DSAMNet(nn.Module):
     As released, each date has a gate with weights of its own, so that the dates are not
     exchangeable.
 
-    Otherwise than released, both dates go through the encoder as one batch, so that in training
-    its batch normalisation takes statistics over both; in evaluation there is no difference.
+    As released, each date goes through encoder and head by itself in training, where batch
+    normalisation takes its statistics.
 
     Args:
         width: factor on every channel count; 1 is the published network.
@@ -58,13 +59,16 @@ class DSAMNet(nn.Module):
             TileSizeError: h or w is not divisible by 4.
         """
         check_divisible("dsamnet", *t1.shape[-2:], divisor=4)
-        maps = self.encoder(torch.cat((t1, t2)))  # 2b c_i h_i w_i
-        first, second = self.head(maps[1:]).chunk(2)  # b c h/2 w/2
+        *maps, features = encode_pair(self.maps_of, t1, t2, apart=self.training)
+        first, second = features.chunk(2)  # b c h/2 w/2
         distance = channel_distance(self.gate1(first), self.gate2(second))
-        deep = (
-            head(torch.sub(*x.chunk(2)).abs()) for head, x in zip(self.deep, maps[1:3], strict=True)
-        )
+        deep = (head(torch.sub(*x.chunk(2)).abs()) for head, x in zip(self.deep, maps, strict=True))
         return distance_output(distance, t1.shape[-2:], tuple(deep))
+
+    def maps_of(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Of (b, 3, h, w) images the maps of the first two layers at 1/2 and 1/4, and features."""
+        maps = self.encoder(images)
+        return (*maps[1:3], self.head(maps[1:]))
 
 
 class AttentionGate(nn.Module):

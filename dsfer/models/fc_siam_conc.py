@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dsfer.models.batch_norm import BatchNorm2d
 from dsfer.models.output import ChangeOutput
 from dsfer.models.shapes import check_divisible, scaled
+from dsfer.models.siamese import encode_pair
 
 CHANNELS = (16, 32, 64, 128)
 UNITS = (2, 2, 3, 3)
@@ -29,11 +30,11 @@ class FCSiamConc(nn.Module):
     * The decoder's stride-1 convolutions are transposed ones, which are convolutions with a
       flipped kernel and exchanged axes. They stay transposed here: their initialisation and the
       released weights are made for that.
+    * Each date goes through the encoder by itself in training, where batch normalisation takes its
+      statistics.
 
     Otherwise than released:
 
-    * Both dates go through the encoder as one batch, so that in training its batch normalisation
-      takes statistics over both. In evaluation there is no difference.
     * Sides that do not divide by 16 are refused; the released code repeats edge pixels in the
       decoder.
     * It returns logits. The released network ends with their log-softmax, whose negative
@@ -75,16 +76,20 @@ class FCSiamConc(nn.Module):
             TileSizeError: h or w is not divisible by 16.
         """
         check_divisible("fc-siam-conc", *t1.shape[-2:], divisor=16)
-        x = torch.cat((t1, t2))  # 2b 3 h w
-        skips = {}
-        for level, units in self.encoder.items():
-            skips[level] = units(x)  # 2b c h_i w_i
-            x = self.pool(skips[level])
-        x = x.chunk(2)[1]  # b c h/16 w/16, of the second date
-        for level, units in self.decoder.items():
-            joined = (self.up[level](x), *skips[level].chunk(2))
+        *skips, deepest = encode_pair(self.maps_of, t1, t2, apart=self.training)
+        x = deepest.chunk(2)[1]  # b c h/16 w/16, of the second date
+        for skip, (level, units) in zip(reversed(skips), self.decoder.items(), strict=True):
+            joined = (self.up[level](x), *skip.chunk(2))
             x = units(torch.cat(joined, dim=1))  # b 3c h_i w_i, then the channels above
         return ChangeOutput(self.classifier(x))
+
+    def maps_of(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Skips (b, c, h_i, w_i) of (b, 3, h, w) images, and the pooled deepest at 1/16."""
+        maps, x = [], images
+        for units in self.encoder.values():
+            maps.append(units(x))
+            x = self.pool(maps[-1])
+        return (*maps, x)
 
 
 def _units(

@@ -1,11 +1,15 @@
 """One encoder for both dates."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def encode_pair(encoder: nn.Module, t1: Tensor, t2: Tensor, *, apart: bool) -> tuple[Tensor, ...]:
+def encode_pair(
+    encoder: Callable[[Tensor], tuple[Tensor, ...]], t1: Tensor, t2: Tensor, *, apart: bool
+) -> tuple[Tensor, ...]:
     """Feature maps of both dates as one batch, date 1 first.
 
     Args:

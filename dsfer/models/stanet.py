@@ -18,6 +18,7 @@ from dsfer.models.metric import FeatureHead, channel_distance, distance_output
 from dsfer.models.output import ChangeOutput
 from dsfer.models.resnet import RESNET_18, Layer, ResNet18Encoder
 from dsfer.models.shapes import check_divisible
+from dsfer.models.siamese import encode_pair
 
 Attention = Literal["pam", "bam"]
 
@@ -38,9 +39,8 @@ class STANet(nn.Module):
     A distance has no sign: exchanging the dates changes it by no more than comes of the 1e-6 that
     is added to each difference.
 
-    Otherwise than released, both dates go through the encoder as one batch, so that in training
-    its batch normalisation takes statistics over both (the attention's always did); in evaluation
-    there is no difference.
+    As released, each date goes through encoder and head by itself in training, where batch
+    normalisation takes its statistics; that of the attention sees both dates.
 
     Args:
         attention: `pam` or `bam`.
@@ -83,9 +83,13 @@ class STANet(nn.Module):
         """
         divisor = FEATURE_STRIDE * self.attention.divisor
         check_divisible("stanet", *t1.shape[-2:], divisor=divisor)
-        maps = self.encoder(torch.cat((t1, t2)))  # 2b c_i h_i w_i
-        features = self.attention(self.head(maps[1:]))  # 2b c h/4 w/4
+        (features,) = encode_pair(self.features_of, t1, t2, apart=self.training)
+        features = self.attention(features)  # 2b c h/4 w/4
         return distance_output(channel_distance(*features.chunk(2)), t1.shape[-2:])
+
+    def features_of(self, images: Tensor) -> tuple[Tensor]:
+        """Features (b, c, h/4, w/4) of (b, 3, h, w) images, before any attention."""
+        return (self.head(self.encoder(images)[1:]),)
 
 
 class BasicAttention(nn.Module):

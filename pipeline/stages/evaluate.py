@@ -13,6 +13,7 @@ import dsfer
 from dsfer import baseline
 from dsfer.data.batches import BatchSource
 from dsfer.data.shards import TileShards
+from dsfer.data.transforms import Input
 from dsfer.errors import LeakageError
 from dsfer.evaluation import Inference, count_tiles, stitched_scenes
 from dsfer.figures import error_map, panel_strip
@@ -50,9 +51,8 @@ def main() -> None:
     device = choose_device(settings.params.device)
     model = dsfer.create_model(settings.params.model, weights=weights)
     model = model.to(device).to(memory_format=torch.channels_last)
-    inference = build_inference(
-        settings, torch.tensor(metadata.mean), torch.tensor(metadata.std), device
-    )
+    scale = Input(metadata.mean, metadata.std, metadata.per_image)
+    inference = build_inference(settings, scale, device)
     with atomic_folder(settings.model_folder / "evaluation") as out:
         train_source, test_source = (
             BatchSource(split, device, in_memory=False, workers=settings.params.workers)
@@ -74,7 +74,8 @@ def main() -> None:
             {
                 "dataset": settings.params.dataset,
                 "model": settings.params.model,
-                "variant": metadata.options["variant"],
+                "variant": metadata.about["variant"],
+                "encoder": metadata.about["encoder"],
                 "recipe": metadata.about["recipe"],
                 "seed": seed,
                 "split_hash": test.split_hash,

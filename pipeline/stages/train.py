@@ -34,6 +34,8 @@ from pipeline.model import (
     check_gpus,
     choose_device,
     describe_device,
+    effective_retrieval,
+    input_of,
     open_shards,
 )
 from pipeline.params import Settings, current_settings
@@ -52,6 +54,7 @@ CODE = (
     "losses.py",
     "evaluation.py",
     "metrics.py",
+    "data/augmentation.py",
     "data/batches.py",
     "data/transforms.py",
 )
@@ -107,7 +110,7 @@ def train_network(
         train,
         val,
         build_training(settings, train, device),
-        build_inference(settings, torch.tensor(train.mean), torch.tensor(train.std), device),
+        build_inference(settings, input_of(settings, train), device),
         checkpoint=resume / "last.pt",
         fingerprint=fingerprint,
     )
@@ -141,7 +144,7 @@ def run_fingerprint(settings: Settings, *splits: TileShards) -> str:
     start = settings.recipe.pretrained
     parts = [
         json.dumps(values, sort_keys=True),
-        "" if start in ("none", "imagenet") else sha256_file(Path(start)),
+        "" if start in ("none", "redrawn", "imagenet") else sha256_file(Path(start)),
         *(
             json.dumps([tiles.split_hash, tiles.ids, tiles.mean, tiles.std, tiles.class_frequency])
             for tiles in splits
@@ -210,10 +213,13 @@ def write_outputs(
         options=settings.model_options,
         mean=tuple(inference.mean.tolist()),
         std=tuple(inference.std.tolist()),
+        per_image=inference.per_image,
         about={
             "dataset": settings.params.dataset,
+            "variant": settings.variant,
+            "encoder": settings.encoder,
             "split_hash": train.split_hash,
-            "recipe": settings.params.recipe,
+            "recipe": settings.recipe_name,
             "seed": settings.params.seed,
             "iterations": settings.recipe.iterations,
             "trained_on": describe_device(inference.device),
@@ -232,7 +238,7 @@ def write_outputs(
         "device": describe_device(inference.device),
         "precision": inference.precision,
         "compile": trainer.training.compile,
-        "hopfield_beta": settings.params.hopfield_beta or settings.params.hopfield_dim**-0.5,
+        **effective_retrieval(trainer.model),
     }
     resolved = settings.resolved()
     sources = {key: settings.sources.get(key, "params.yaml") for key in resolved}
