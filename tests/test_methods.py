@@ -110,8 +110,7 @@ def test_weights_of_another_method_are_refused(project):
     own = current_settings().model_folder
     configure(project, model="frnet")
     other = current_settings().model_folder / "training"
-    other.mkdir(parents=True)
-    shutil.copy(own / "training/weights.safetensors", other)
+    shutil.copytree(own / "training", other)
     with pytest.raises(CheckpointError, match="holds weights of 'fc-ef-res', not of 'frnet'"):
         evaluate.main()
 
