@@ -221,6 +221,27 @@ def _percent(value: float | None) -> str:
     return "none" if value is None else f"{value:.2f}"
 
 
+@app.command()
+def view(
+    maps: Annotated[Path, typer.Argument(help="Folder that `dsfer predict` wrote.")],
+    t1: Annotated[str | None, typer.Option(help="Where the first raster lies now.")] = None,
+    t2: Annotated[str | None, typer.Option(help="Where the second raster lies now.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Show a folder of maps in the browser, from a server on this machine, until Ctrl-C."""
+    try:
+        from dsfer.viewer.folder import ChangeFolder
+        from dsfer.viewer.server import serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"needs {error.name}, which is not installed",
+            where="dsfer view",
+            mend="install the extra: pip install 'dsfer[viewer]'",
+        ) from error
+    serve(ChangeFolder(maps, t1, t2), port=port, browser=browser)
+
+
 def main() -> None:
     """Run the command line."""
     run(app)
