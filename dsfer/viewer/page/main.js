@@ -80,7 +80,7 @@ function describe(facts) {
   say(problems.filter(Boolean).join(" "));
   $("errors-row").hidden = !facts.scored;
   if (facts.scores) {
-    const shown = ["F1", "P", "R", "IoU"].map((name) => `${name} ${facts.scores[name].toFixed(1)}`);
+    const shown = ["F1", "P", "R", "IoU"].map((name) => `${name}\u00a0${facts.scores[name].toFixed(1)}`);
     $("scores").textContent = `Against the label: ${shown.join(" · ")}`;
     $("scores").hidden = false;
   }

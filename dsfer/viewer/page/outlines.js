@@ -9,7 +9,7 @@ const SELECTED_CASING = { ...CASING, weight: 8, opacity: 1 };
 
 export class Outlines {
   constructor(map, facts, say) {
-    Object.assign(this, { map, facts, say, selected: null });
+    Object.assign(this, { map, facts, say, selected: null, going: Promise.resolve() });
     const renderer = L.canvas({ pane: "outlines", padding: 0.2 });
     const drawn = (style, options) =>
       L.geoJSON(null, { renderer, pane: "outlines", style: { ...style, renderer }, ...options });
@@ -31,7 +31,6 @@ export class Outlines {
   }
 
   show(shown) {
-    this.shown = shown;
     this.map[shown ? "addLayer" : "removeLayer"](this.group);
     this.load();
   }
@@ -65,7 +64,12 @@ export class Outlines {
         : `${number(length)} ${length === 1 ? "change" : "changes"} in view.`;
   }
 
-  async go(way) {
+  // However fast it is asked for, one step begins where the last one ended.
+  go(way) {
+    this.going = this.going.then(() => this.step(way));
+  }
+
+  async step(way) {
     const from = this.selected?.properties.id ?? 0;
     const feature = await this.fetched(`outlines/${way}/${from}`);
     if (!feature) return;
