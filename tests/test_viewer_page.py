@@ -206,15 +206,14 @@ def test_a_click_shows_the_attributes(page, maps):
 
 def test_keys_and_buttons_go_from_change_to_change(page):
     change = page.locator("#change")
-    for _ in range(3):  # around, faster than they are answered
-        page.keyboard.press("n")
-    change.get_by_text("1 of 2").wait_for()
-    page.get_by_role("button", name="Next").click()
+    page.keyboard.press("n")
+    page.keyboard.press("n")  # sooner than the first is answered
     change.get_by_text("2 of 2").wait_for()
-    page.keyboard.press("b")
+    page.get_by_role("button", name="Next").click()
     change.get_by_text("1 of 2").wait_for()
-    settled(page)
-    assert page.locator("#outlines-note").inner_text() == "1 change in view."
+    page.keyboard.press("b")
+    change.get_by_text("2 of 2").wait_for()
+    page.get_by_text("1 change in view.").wait_for()
     page.keyboard.press("f")
     page.get_by_text("2 changes in view.").wait_for()
 
