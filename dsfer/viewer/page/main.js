@@ -69,7 +69,7 @@ function describe(facts) {
   $("name").textContent = facts.name;
   $("facts").textContent =
     `${number(facts.changes)} ${facts.changes === 1 ? "change" : "changes"}, ` +
-    `${area(facts.changed_area_m2)}, at threshold ${facts.threshold}` +
+    `${area(facts.changed_area_m2)}, at threshold ${number(facts.threshold, 4)}` +
     (facts.model ? `, by ${facts.model}` : "");
   for (const date of ["before", "after"]) {
     const name = document.createElement("small");
@@ -80,7 +80,7 @@ function describe(facts) {
   say(problems.filter(Boolean).join(" "));
   $("errors-row").hidden = !facts.scored;
   if (facts.scores) {
-    const shown = ["F1", "P", "R", "IoU"].map((name) => `${name}\u00a0${facts.scores[name].toFixed(1)}`);
+    const shown = ["F1", "P", "R", "IoU"].map((name) => `${name}\u00a0${facts.scores[name]?.toFixed(1) ?? "none"}`);
     $("scores").textContent = `Against the label: ${shown.join(" · ")}`;
     $("scores").hidden = false;
   }
@@ -110,7 +110,7 @@ function thresholdControl(facts, probability) {
     $("threshold-note").textContent =
       value === facts.threshold
         ? "As mapped."
-        : `Outlines and errors stay those of ${facts.threshold}.`;
+        : `Outlines and errors stay those of ${number(facts.threshold, 4)}.`;
     cancelAnimationFrame(drawing); // one repaint per picture of the screen, however fast it is moved
     drawing = requestAnimationFrame(() => probability.setThreshold(value));
   }
