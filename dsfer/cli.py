@@ -62,6 +62,21 @@ def import_weights(
     Console().print(f"wrote {out}: {count:,} parameters, input normalised: {normalised}")
 
 
+@app.command()
+def export(
+    weights: Annotated[
+        Path, typer.Argument(help="Trained network: weights.safetensors, weights.json beside it.")
+    ],
+    out: Annotated[Path, typer.Option(help="The .onnx file to write; its record goes beside it.")],
+) -> None:
+    """Write a trained network as ONNX, compared with torch, and how it is used as JSON."""
+    from dsfer.export import export_onnx
+    from dsfer.weights import record_path
+
+    export_onnx(weights, out)
+    Console().print(f"wrote {out}, and how it is used as {record_path(out)}")
+
+
 def _bands(text: str) -> tuple[int, int, int]:
     """`3,2,1` as numbers of bands."""
     try:
