@@ -265,18 +265,21 @@ class _Maps:
             self._redraw()
         self._write_rasters(label, options)
         self._write_polygons(options)
-        changed = self.polygons["area_m2"].sum() / 1e6
+        changed = self.polygons["area_m2"].sum()
+        area = f"{changed:,.0f} m²" if changed < 1e5 else f"{changed / 1e6:,.4g} km²"
         write_preview(
             self.work / "preview.png",
             self.pair,
             self.work / "change.tif",
-            title=f"{len(self.polygons):,} changes, {changed:,.4g} km²",
+            title=f"{len(self.polygons):,} changes, {area}",
         )
         self.seconds["maps"] = time.monotonic() - started
 
     def _blocks(self) -> Iterator[slice]:
         for start in range(0, self.pair.grid.rows, BLOCK):
             yield slice(start, min(start + BLOCK, self.pair.grid.rows))
+            self.probability.release()
+            self.change.release()
 
     def _redraw(self) -> None:
         """Let the class raster show what the polygons do."""

@@ -3,6 +3,7 @@
 Rows are written where they belong and survive a kill; a compressed GeoTIFF would not.
 """
 
+import mmap
 import os
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -56,7 +57,9 @@ class RawRaster:
         self.path, self._data = path, path.with_suffix(".raw")
         if not keep:
             _reserve(self._data, grid.rows * grid.cols * np.dtype(dtype).itemsize)
-        self.rows = np.memmap(self._data, dtype, "r+", shape=(grid.rows, grid.cols))
+        with self._data.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+        self.rows = np.ndarray((grid.rows, grid.cols), dtype, buffer=self._map)
         write_bytes(path, _description(grid, self._data.name, dtype, nodata, colours).encode())
 
     def remove(self) -> None:
@@ -66,7 +69,12 @@ class RawRaster:
 
     def flush(self) -> None:
         """Bring what was written to the disk."""
-        self.rows.flush()
+        self._map.flush()
+        self.release()
+
+    def release(self) -> None:
+        """Give back the memory of rows that were touched; they stay in the file."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def write_cog(self, path: Path, *, average: bool) -> None:
         """Write a cloud-optimised GeoTIFF with overviews, atomically.
