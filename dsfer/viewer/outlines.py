@@ -16,6 +16,9 @@ from dsfer.errors import DataError, first_line
 from dsfer.mapping.grids import Grid
 from dsfer.mapping.polygons import LAYER
 
+INDEX = f"rtree_{LAYER}_geom"
+"""Spatial index of a GeoPackage."""
+
 LIMIT = 2000
 """Polygons that are sent at a time, at most."""
 
@@ -41,13 +44,14 @@ def outlines_in_view(
     left, top, right, bottom = view
     west, north = grid.transform @ (left, top)
     east, south = grid.transform @ (right, bottom)
+    seen = f"minx <= {east!r} AND maxx >= {west!r} AND miny <= {north!r} AND maxy >= {south!r}"
+    # Outlines are read of those alone that are sent; the others are counted by the index.
     found = _query(
         path,
-        f'SELECT c.*, count(*) OVER () AS total FROM "{LAYER}" c '  # noqa: S608 -- numbers only
-        f'JOIN "rtree_{LAYER}_geom" r ON c.fid = r.id '
-        f"WHERE r.minx <= {east!r} AND r.maxx >= {west!r} "
-        f"AND r.miny <= {north!r} AND r.maxy >= {south!r} "
-        f"ORDER BY c.area_m2 DESC LIMIT {LIMIT}",
+        f'SELECT *, (SELECT count(*) FROM "{INDEX}" WHERE {seen}) AS total '  # noqa: S608
+        f'FROM "{LAYER}" WHERE fid IN (SELECT fid FROM "{LAYER}" '
+        f'JOIN "{INDEX}" ON fid = "{INDEX}".id WHERE {seen} '
+        f"ORDER BY area_m2 DESC LIMIT {LIMIT}) ORDER BY area_m2 DESC",
     )
     total = int(found["total"].iloc[0]) if len(found) else 0
     tolerance = 2**level / 2 if level else 0.0
@@ -72,7 +76,7 @@ def neighbour(path: Path, grid: Grid, number: int, way: Literal["next", "previou
     sign, order = (">", "ASC") if way == "next" else ("<", "DESC")
     found = _query(
         path,
-        f'SELECT * FROM "{LAYER}" '  # noqa: S608 -- numbers only
+        f'SELECT * FROM "{LAYER}" '  # noqa: S608
         f"ORDER BY id {sign} {int(number)} DESC, id {order} LIMIT 1",
     )
     features = _collection(found, grid, 0.0)["features"]

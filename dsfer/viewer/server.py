@@ -1,5 +1,6 @@
 """The server of the page: on this machine only, and of one folder of maps only."""
 
+import logging
 import os
 import socket
 import sys
@@ -117,6 +118,8 @@ def serve(folder: ChangeFolder, *, port: int = 0, browser: bool = True) -> None:
             where=f"port {port}",
             mend="give another --port, or none to take a free one",
         ) from error
+    # GDAL warns of a file whenever it opens it, which is for every tile.
+    logging.getLogger("rasterio").setLevel(logging.ERROR)
     with listener, suppress(KeyboardInterrupt):
         address = f"http://{HOST}:{listener.getsockname()[1]}/"
         console = Console(highlight=False, soft_wrap=True)

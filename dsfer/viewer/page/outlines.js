@@ -2,8 +2,8 @@
 
 import { levelOf, refusal } from "./map.js";
 
-const LINE = { color: "#e83ef7", weight: 2, fill: true, fillOpacity: 0, interactive: true };
-const CASING = { color: "#10202c", weight: 4, opacity: 0.75, fill: false, interactive: false };
+const LINE = { color: "#e83ef7", weight: 1.5, fill: true, fillOpacity: 0, interactive: true };
+const CASING = { color: "#10202c", weight: 3.5, opacity: 0.7, fill: false, interactive: false };
 const SELECTED = { ...LINE, color: "#ffffff", weight: 4, interactive: false };
 const SELECTED_CASING = { ...CASING, weight: 8, opacity: 1 };
 
