@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.project import ROOT, copy_project, environment
+from tests.project import ROOT, commit, copy_project, environment
 from tests.test_methods import TINY, configure, prepared  # noqa: F401 - a fixture
 
 PAGE = (ROOT / "docs/own-model.md").read_text(encoding="utf-8")
@@ -33,6 +33,7 @@ def own_project(prepared: Path, tmp_path: Path) -> Path:  # noqa: F811
     catalog = tmp_path / "dsfer/models/__init__.py"
     before, after = catalog.read_text().split("MODELS = {\n")
     catalog.write_text(f"{before}MODELS = {{\n{LINE}{after}")
+    commit(tmp_path, "a network of one's own")
     return tmp_path
 
 
