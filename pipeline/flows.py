@@ -39,7 +39,12 @@ from pipeline.artifacts import publish
 from pipeline.commands import Command, CommandError
 from pipeline.params import current_settings, parameter_types
 from pipeline.sweep import Grid, check_grid
-from pipeline.workspace import changed_workspace, experiment_name, project_workspace
+from pipeline.workspace import (
+    changed_workspace,
+    experiment_name,
+    fetch_experiment,
+    project_workspace,
+)
 
 PROJECT = Path()
 """Flows run in the project's top folder, as `dvc` does."""
@@ -177,7 +182,7 @@ def run_stages(names: list[str], changes: dict[str, Any]) -> str | None:
                 for name in names:
                     run_stage(name, folder, None)
             return None
-        experiment = experiment_name(PROJECT, changes)
+        experiment = experiment_name("flow", PROJECT, changes)
         with changed_workspace(PROJECT, changes, who) as folder:
             for name in names:
                 run_stage(name, folder, experiment)
@@ -187,11 +192,12 @@ def run_stages(names: list[str], changes: dict[str, Any]) -> str | None:
 
 @task(task_run_name="save experiment")
 def save_experiment(name: str, folder: Path) -> None:
-    """Keep the parameters, the lock file and the metrics of a copy as a DVC experiment."""
+    """Keep the parameters, the lock file and the metrics of a copy as one of DVC's experiments."""
     arguments = [sys.executable, "-m", "dvc", "exp", "save", "--force", "--name", name]
     with Command(f"experiment {name}", arguments, folder, PROJECT) as command:
         for line in command.lines():
             get_run_logger().info("%s", line)
+    fetch_experiment(PROJECT, folder, name)
 
 
 Jobs = Annotated[int, Field(ge=1)]

@@ -10,6 +10,7 @@ import logging
 import re
 import subprocess
 import time
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -39,6 +40,9 @@ SURELY_DEAD = 600
 Experiments that run at the same time share the cache; what they write is seconds old.
 """
 
+SURELY_LEFT = 0.5
+"""The same for an entry of the run cache, which takes a living process milliseconds."""
+
 
 def recover(root: Path) -> None:
     """Make the project at `root` usable by DVC again; does nothing to one that is.
@@ -66,14 +70,23 @@ def recover(root: Path) -> None:
                 tmp = Path(repo.tmp_dir)
                 states = [_mend_rwlock(folder) for folder in (tmp, tmp / "exps")]
                 _mend_lockfile(Lockfile(repo, str(root / LOCK_FILE)))
-                _mend_run_cache(Path(repo.stage_cache.cache_dir))
-                _remove_temporary(root / DATA, Path(repo.cache.local.path))
+                _mend_cache(repo)
+                _remove_temporary(root / DATA)
                 if isinstance(repo.scm, Git) and "at work" not in states:
                     _forget_experiment(repo.scm, killed=states[1] == "killed")
         except LockError as error:
             raise DsferError(
                 "another DVC command is at work here", where=root, mend="wait for its end"
             ) from error
+
+
+def recover_cache(root: Path) -> None:
+    """Do what `recover` does to the cache of the project at `root`, and nothing else.
+
+    Copies of the project share it; others may be at work in them and in the project.
+    """
+    with Repo(str(root)) as repo:
+        _mend_cache(repo)
 
 
 def _mend_rwlock(folder: Path) -> Literal["free", "at work", "killed"]:
@@ -115,22 +128,35 @@ def _readable(lockfile: Lockfile) -> bool:
     return True
 
 
-def _mend_run_cache(runs: Path) -> None:
-    for path in runs.glob("*/*/*.tmp"):
-        path.unlink()
+def _mend_cache(repo: Repo) -> None:
+    runs, cache = Path(repo.stage_cache.cache_dir), Path(repo.cache.local.path)
+    _remove([path for path in runs.glob("*/*/*.tmp") if _is_older(path, SURELY_LEFT)])
     for entry in runs.glob("*/*"):
-        if entry.is_dir() and not any(entry.iterdir()):
-            entry.rmdir()
-            log.warning("%s, an entry of the run cache, is empty: removed", entry)
+        if entry.is_dir() and not any(entry.iterdir()) and _is_older(entry, SURELY_LEFT):
+            with suppress(OSError):  # another has removed it, or filled it after all
+                entry.rmdir()
+                log.warning("%s, an entry of the run cache, is empty: removed", entry)
+    temporary = filter(_is_temporary, (*cache.glob("*.tmp"), *cache.glob("??/*.tmp")))
+    _remove([path for path in temporary if _is_older(path, SURELY_DEAD)])
 
 
-def _remove_temporary(data: Path, cache: Path) -> None:
+def _remove_temporary(data: Path) -> None:
     remove_leftovers(data)
-    now = time.time()
-    dead = [path for path in data.rglob("*.tmp") if TEMPORARY.fullmatch(path.name)]
-    for path in (*cache.glob("*.tmp"), *cache.glob("??/*.tmp")):
-        if TEMPORARY.fullmatch(path.name) and now - path.stat().st_ctime > SURELY_DEAD:
-            dead.append(path)
+    _remove(list(filter(_is_temporary, data.rglob("*.tmp"))))
+
+
+def _is_temporary(path: Path) -> bool:
+    return TEMPORARY.fullmatch(path.name) is not None
+
+
+def _is_older(path: Path, seconds: float) -> bool:
+    try:
+        return time.time() - path.stat().st_ctime > seconds
+    except FileNotFoundError:  # another has removed it
+        return False
+
+
+def _remove(dead: list[Path]) -> None:
     for path in dead:
         path.unlink(missing_ok=True)
         log.info("removed %s, which a killed DVC left", path)

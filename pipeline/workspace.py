@@ -7,19 +7,20 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from dvc.config import Config
 from dvc.repo import Repo
+from dvc.repo.experiments.refs import ExpRefInfo
 from filelock import FileLock, Timeout
 
 from dsfer.errors import DataError, DsferError
 from dsfer.files import read_json, write_json
 from pipeline.params import PARAMS, change_params
-from pipeline.recovery import recover
+from pipeline.recovery import recover, recover_cache
 
 COPIES = Path(".dvc/tmp/flows")
 """Where copies and locks of flow runs lie in a project."""
@@ -42,6 +43,7 @@ def project_workspace(project: Path, who: str) -> Iterator[Path]:
     """
     mend = "wait for that run or cancel it; a run with parameters has a copy of its own"
     with hold(project / COPIES / "workspace", project, who, mend):
+        _remove_leftovers(project)
         recover(project)
         yield project
 
@@ -50,9 +52,11 @@ def project_workspace(project: Path, who: str) -> Iterator[Path]:
 def changed_workspace(project: Path, changes: dict[str, Any], who: str) -> Iterator[Path]:
     """Yield a copy of the project with other parameters; it is removed in the end.
 
-    The copy is a git worktree at the current commit, with the tracked files as they are now. It
-    shares the project's cache, so that what has been computed before is linked, not computed; and
-    it is saved as an experiment by `dvc exp save` when the flow has succeeded.
+    The copy is a clone of the current commit, with the tracked files as they are now. It shares
+    git's objects and DVC's cache with the project, so that what has been computed before is linked,
+    not computed; its refs are its own, so that copies save experiments at the same time. What the
+    flow has saved in it by `dvc exp save`, `fetch_experiment` brings to the project. What runs that
+    were killed have left, copies and unfinished files of the cache, is removed at the start.
 
     Args:
         project: top folder of the project, a git repository.
@@ -63,26 +67,39 @@ def changed_workspace(project: Path, changes: dict[str, Any], who: str) -> Itera
         WorkspaceError: another flow run with the same parameters is under way, or git cannot make
             the copy.
     """
-    folder = project / COPIES / experiment_name(project, changes)
+    folder = project / COPIES / experiment_name("flow", project, changes)
     with hold(folder, folder, who):
-        _remove(project, folder)  # of a flow run that was killed
-        _remove_leftovers(project, folder)
+        _remove_leftovers(project)
+        _remove(folder)
+        recover_cache(project)
         try:
             _copy(project, folder)
             change_params(folder / PARAMS, changes)
             yield folder
         finally:
-            _remove(project, folder)
+            _remove(folder)
 
 
-def experiment_name(project: Path, changes: dict[str, Any]) -> str:
-    """Name of the experiment: the same for the same commit, edits and parameters."""
+def experiment_name(kind: str, project: Path, changes: dict[str, Any]) -> str:
+    """Name of an experiment: the same for the same commit, edits and parameters."""
     parts = [
         _git(project, "rev-parse", "HEAD"),
         _git(project, "diff", "HEAD"),
         json.dumps(changes, sort_keys=True),
     ]
-    return "flow-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
+    digest = hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
+    return f"{kind}-{digest[:8]}"
+
+
+def fetch_experiment(project: Path, folder: Path, name: str) -> None:
+    """Bring an experiment that was saved in a copy to the project, in place of one of that name.
+
+    Raises:
+        WorkspaceError: the copy has no such experiment, or git cannot fetch it.
+    """
+    ref = ExpRefInfo(_git(folder, "rev-parse", "HEAD"), name)
+    quietly = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance")
+    _git(project, "fetch", *quietly, "--force", str(folder.resolve()), f"{ref}:{ref}")
 
 
 @contextmanager
@@ -118,7 +135,13 @@ def hold(
         try:
             yield
         finally:
-            holder.unlink(missing_ok=True)
+            _forget(lock)
+
+
+def _forget(lock: Path) -> None:
+    """Remove a lock that this process holds; who waits for it sees that and makes another."""
+    lock.with_suffix(".json").unlink(missing_ok=True)
+    lock.unlink(missing_ok=True)
 
 
 def _describe(holder: Path) -> str:
@@ -130,11 +153,14 @@ def _describe(holder: Path) -> str:
 
 
 def _copy(project: Path, folder: Path) -> None:
-    _git(project, "worktree", "add", "--detach", str(folder), "HEAD")
-    edits = _git(project, "stash", "create")  # touches nothing; empty without edits
-    if edits:
-        _git(folder, "checkout", edits, "--", ".")
-        _git(folder, "reset", "--quiet")
+    here, git = str(project.resolve()), folder.resolve() / ".git"
+    _git(project, "clone", "--quiet", "--shared", "--no-checkout", here, str(folder.resolve()))
+    shutil.copy(project / _git(project, "rev-parse", "--git-path", "config"), git)
+    _git(folder, "config", "core.bare", "false")  # of a bare repository with worktrees it is true
+    tracked = _git(project, "ls-files", "-z")
+    edits = ("--git-dir", str(git), "--work-tree", here, "update-index", "-z")
+    _git(project, *edits, "--add", "--remove", "--stdin", given=tracked)
+    _git(folder, "checkout-index", "--all", "--index")
     local = project / ".dvc/config.local"
     if local.is_file():
         shutil.copy(local, folder / ".dvc")
@@ -143,26 +169,27 @@ def _copy(project: Path, folder: Path) -> None:
         config.setdefault("cache", {})["dir"] = repo.cache.local_cache_dir
 
 
-def _remove_leftovers(project: Path, ours: Path) -> None:
-    """Remove other copies that nobody holds: those of flow runs that were killed."""
-    for folder in (project / COPIES).iterdir():
-        if folder == ours or not folder.is_dir():
-            continue
-        try:
-            with FileLock(f"{folder}.lock").acquire(timeout=0):
-                _remove(project, folder)
-        except Timeout:
-            continue
+def _remove_leftovers(project: Path) -> None:
+    """Remove what nobody holds: copies and locks of flow runs that were killed."""
+    for lock in (project / COPIES).glob("*.lock"):
+        with suppress(Timeout), FileLock(lock).acquire(timeout=0):
+            _remove(lock.with_suffix(""))
+            _forget(lock)
 
 
-def _remove(project: Path, folder: Path) -> None:
+def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    _git(project, "worktree", "prune")
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def _git(folder: Path, *arguments: str, given: str = "") -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        ["git", *arguments],
+        cwd=folder,
+        input=given,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        check=False,
     )
     if done.returncode:
         raise WorkspaceError(

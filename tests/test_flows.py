@@ -1,6 +1,7 @@
 """Prefect for real: server, deployments and worker are started, runs cancelled, workers killed."""
 
 import json
+import os
 import platform
 import shutil
 import signal
@@ -23,6 +24,7 @@ from prefect.states import Cancelling, Running, Scheduled
 from ruamel.yaml import YAML
 
 from pipeline import operate
+from pipeline.experiments import WORKERS
 from tests.project import commit, dvc, environment, restore, run
 from tests.waiting import PATIENCE, wait_for
 
@@ -221,12 +223,15 @@ def sweep_command(grid: dict[str, Any]) -> list[str]:
     return [sys.executable, "-m", "pipeline.sweep", "--grid", json.dumps(grid)]
 
 
-def test_a_sweep_that_is_stopped_stops_training_and_leaves_no_queue(project):
-    grid = {"iterations": [100_000], "seed": [1, 2]}
-    with subprocess.Popen(
+def start_sweep(project: Path, grid: dict[str, Any]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         sweep_command(grid), cwd=project, env=environment(), start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as sweep:  # fmt: skip
+    )  # fmt: skip
+
+
+def test_a_sweep_that_is_stopped_stops_training_and_leaves_no_queue(project):
+    with start_sweep(project, {"iterations": [100_000], "seed": [1, 2]}) as sweep:
         saved_state(project)
         second = run(project, *sweep_command({"seed": [3]}), fails=True)
         assert f"another sweep (process {sweep.pid}" in second
@@ -237,6 +242,19 @@ def test_a_sweep_that_is_stopped_stops_training_and_leaves_no_queue(project):
     wait_for(lambda: not training(project))
     assert not {"Queued", "Running"} & set(dvc(project, "queue", "status").split())
     shutil.rmtree(project / ".dvc/tmp/resume")
+
+
+def test_a_sweep_goes_on_when_the_worker_of_its_queue_is_killed(project):
+    with start_sweep(project, {"iterations": [300], "seed": [1]}) as sweep:
+        saved_state(project)
+        noted = json.loads((project / WORKERS / "dvc-exp-worker-1.json").read_text())
+        os.kill(noted["pid"], signal.SIGKILL)
+        printed, _ = sweep.communicate(timeout=PATIENCE)
+    assert "no worker of DVC's queue lives: 1 experiments go on" in printed
+    assert sweep.returncode == 0 and " done " in printed, printed
+    name = printed.split()[-1]
+    assert "continuing from step" in dvc(project, "queue", "logs", name)
+    assert not training(project)
 
 
 def test_a_download_that_failed_is_tried_again(operation):

@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,11 @@ from pipeline.workspace import (
     WorkspaceError,
     changed_workspace,
     experiment_name,
+    fetch_experiment,
     project_workspace,
 )
-from tests.project import ROOT, commit, run
+from tests.project import ROOT, commit, dvc, run
+from tests.waiting import PATIENCE
 
 HOLDER = (
     "import sys, time\nfrom pathlib import Path\nfrom pipeline.workspace import {0}\n"
@@ -33,6 +37,7 @@ def project(tmp_path: Path) -> Path:
     run(folder, "git", "init", "--quiet")
     Repo.init(str(folder)).close()
     shutil.copy(ROOT / "params.yaml", folder)
+    (folder / "gone").touch()
     commit(folder, "project")
     return folder
 
@@ -70,16 +75,70 @@ def test_the_second_in_a_project_hears_who_holds_it_until_that_one_is_killed(pro
 
 def test_a_copy_has_other_parameters_and_the_edits_of_the_project(project):
     (project / "params.yaml").write_text((project / "params.yaml").read_text() + "# edited\n")
+    (project / "gone").unlink()
+    for name in ("added", "untracked"):
+        (project / name).write_text(name)
+    run(project, "git", "add", "added")
+    before = run(project, "git", "status", "--short")
     with changed_workspace(project, {"seed": 3}, "us") as folder:
         assert (seed(folder), seed(project)) == (3, 0)
         assert (folder / "params.yaml").read_text().endswith("# edited\n")
+        assert (folder / "added").read_text() == "added"
+        assert not (folder / "gone").exists() and not (folder / "untracked").exists()
         with Repo(str(folder)) as copy, Repo(str(project)) as original:
             assert copy.cache.local.path == original.cache.local.path
     assert not folder.exists()
-    assert len(run(project, "git", "worktree", "list").splitlines()) == 1
+    assert run(project, "git", "status", "--short") == before
+    assert run(project, "git", "fsck", "--unreachable") == ""
 
 
-def test_a_copy_whose_run_was_killed_is_removed_by_the_next(project):
+@pytest.mark.parametrize("kind", ["worktree", "shallow clone"])
+def test_a_project_may_be_any_kind_of_clone(project, tmp_path, kind):
+    clone = tmp_path / "clone"
+    if kind == "worktree":  # of a bare repository
+        run(tmp_path, "git", "clone", "--quiet", "--bare", str(project), "bare")
+        run(tmp_path / "bare", "git", "worktree", "add", "--quiet", str(clone))
+    else:
+        run(project, "git", "commit", "--quiet", "--allow-empty", "--message", "second")
+        run(tmp_path, "git", "clone", "--quiet", "--depth", "1", project.as_uri(), str(clone))
+    (clone / "added").write_text("added")
+    run(clone, "git", "add", "added")
+    with changed_workspace(clone, {"seed": 3}, "us") as folder:
+        assert seed(folder) == 3 and (folder / "added").exists()
+        dvc(folder, "exp", "save", "--name", "result")
+        fetch_experiment(clone, folder, "result")
+    assert "+seed: 3" in shown(clone, "result")
+
+
+def shown(project: Path, name: str) -> str:
+    """What an experiment changed."""
+    (ref,) = run(
+        project, "git", "for-each-ref", "--format=%(refname)", f"refs/exps/**/{name}"
+    ).split()
+    return run(project, "git", "show", ref)
+
+
+def test_flows_that_save_at_the_same_moment_all_keep_their_experiments(project):
+    together = threading.Barrier(3)
+
+    def work(seed: int) -> None:
+        with changed_workspace(project, {"seed": seed}, "us") as folder:
+            together.wait(PATIENCE)
+            dvc(folder, "exp", "save", "--name", f"seed-{seed}")
+            together.wait(PATIENCE)
+            fetch_experiment(project, folder, f"seed-{seed}")
+
+    seeds = range(1, together.parties + 1)
+    with ThreadPoolExecutor(together.parties) as flows:
+        list(flows.map(work, seeds))
+    for number in seeds:
+        assert f"+seed: {number}" in shown(project, f"seed-{number}")
+    refs = run(project, "git", "for-each-ref", "--format=%(refname)").splitlines()
+    assert len([ref for ref in refs if not ref.startswith("refs/heads/")]) == len(seeds)
+    assert list((project / COPIES).iterdir()) == []
+
+
+def test_what_a_killed_run_has_left_is_removed_by_the_next(project):
     holder = held_by_another(project, "changed_workspace", "{'seed': 1}, ")
     try:
         with changed_workspace(project, {"seed": 2}, "us"):
@@ -94,6 +153,13 @@ def test_a_copy_whose_run_was_killed_is_removed_by_the_next(project):
     (left,) = copies(project)
     with changed_workspace(project, {"seed": 2}, "us") as folder:
         assert copies(project) == [folder] != [left]
+    assert list((project / COPIES).iterdir()) == []
+
+
+def test_a_run_in_the_project_removes_what_killed_ones_have_left(project):
+    kill(held_by_another(project, "changed_workspace", "{'seed': 1}, "))
+    with project_workspace(project, "us"):
+        assert copies(project) == []
 
 
 def copies(project: Path) -> list[Path]:
@@ -101,9 +167,9 @@ def copies(project: Path) -> list[Path]:
 
 
 def test_an_experiment_is_named_after_what_it_is_made_of(project):
-    name = experiment_name(project, {"seed": 1, "lr": 0.1})
-    assert name == experiment_name(project, {"lr": 0.1, "seed": 1})
-    assert name != experiment_name(project, {"lr": 0.1, "seed": 2})
+    name = experiment_name("flow", project, {"seed": 1, "lr": 0.1})
+    assert name == experiment_name("flow", project, {"lr": 0.1, "seed": 1})
+    assert name != experiment_name("flow", project, {"lr": 0.1, "seed": 2})
     with (project / "params.yaml").open("a") as file:
         file.write("# edited\n")
-    assert name != experiment_name(project, {"lr": 0.1, "seed": 1})
+    assert name != experiment_name("flow", project, {"lr": 0.1, "seed": 1})

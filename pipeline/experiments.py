@@ -1,0 +1,250 @@
+"""DVC's queue of experiments: put some in, and wait until it has worked them off.
+
+The queue's workers are processes that DVC starts and nobody watches. Here they are watched: when
+none lives any more, what they had begun is ended and put into the queue again for new ones.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryFile
+from threading import Event
+from typing import Any
+
+import psutil
+from dvc.repo import Repo
+from dvc.repo.experiments.queue.celery import LocalCeleryQueue
+from dvc.repo.experiments.queue.exceptions import CannotKillTasksError
+from dvc_task.proc.process import ProcessInfo
+from hydra.core.override_parser.types import Quote, QuotedString
+from tenacity import Retrying, stop_after_delay, wait_fixed
+from tenacity.retry import retry_if_result
+
+from dsfer.errors import DsferError
+from dsfer.files import is_leftover
+from pipeline.commands import environment
+from pipeline.guard import GRACE
+from pipeline.workspace import project_workspace
+
+WORKERS = Path(".dvc/tmp/exps/celery")
+"""Where DVC notes the workers of its queue and keeps their logs."""
+
+START_LIMIT = 60.0
+"""Seconds that a worker may take until it is noted there."""
+
+STARTS = 3
+"""So often workers are started before the queue is given up."""
+
+SECONDS_BETWEEN_LOOKS = 2.0
+
+
+class QueueError(DsferError):
+    """Experiments were stopped before they were through, or DVC failed."""
+
+
+def run_queued(experiments: Mapping[str, dict[str, Any]], jobs: int, stopped: Event) -> None:
+    """Run those experiments that have no result yet, and wait until all are through.
+
+    One that fails stops no other; `failure` tells why. When `stopped` is set, what runs is
+    interrupted (training saves its state) and what waits is taken from the queue.
+
+    Args:
+        experiments: for each name, values by their key in `params.yaml`.
+        jobs: how many run at a time.
+        stopped: set by whoever wants this to end.
+
+    Raises:
+        QueueError: it was stopped, or DVC failed, or workers of its queue died again and again.
+        WorkspaceError: somebody works in the project, whose parameters DVC changes to queue them.
+    """
+    done = finished()
+    left = {name: values for name, values in experiments.items() if name not in done}
+    _withdraw(left)  # what was left by a process that was killed
+    starts = 0
+    try:
+        while left:
+            if starts == STARTS:
+                raise QueueError(
+                    f"its workers died {STARTS} times; {len(left)} experiments are left",
+                    where="DVC's queue", mend=f"see {WORKERS}/*.out, then start the same again",
+                )  # fmt: skip
+            with project_workspace(Path(), "a sweep"):
+                _enqueue(left, stopped)
+            _start_workers(jobs)
+            starts += 1
+            lost = _wait(left, stopped)
+            if lost:
+                print(f"no worker of DVC's queue lives: {len(lost)} experiments go on", flush=True)
+                _withdraw(lost)
+            left = {name: left[name] for name in lost}
+    finally:
+        _withdraw(left)
+
+
+def finished() -> set[str]:
+    """Names of the experiments that have a result, over all commits."""
+    with Repo() as repo:
+        found = repo.experiments.ls(all_commits=True)
+    return {name for names in found.values() for name, _ in names}
+
+
+def failure(name: str) -> str | None:
+    """Why an experiment that was run has no result: the first error that its log tells."""
+    with Repo() as repo:
+        if _statuses(repo.experiments.celery_queue, {name}).get(name) != "Failed":
+            return None
+    try:
+        printed = _dvc("queue", "logs", name)
+    except QueueError as error:  # it has none: DVC failed before its first stage
+        return str(error)
+    said = [line.strip() for line in printed.splitlines() if line.startswith(("error:", "ERROR:"))]
+    reason = said[0].partition(":")[2].partition(" To mend it")[0].strip() if said else ""
+    return reason or "see its log"
+
+
+def _enqueue(experiments: Mapping[str, dict[str, Any]], stopped: Event) -> None:
+    with Repo() as repo:
+        queue = repo.experiments.celery_queue
+        queue.remove(list(_statuses(queue, experiments)))  # of former tries
+    for name, values in experiments.items():
+        if stopped.is_set():
+            raise _stopped(len(experiments))
+        changes = [f"-S={key}={_quoted(value)}" for key, value in values.items()]
+        _dvc("exp", "run", "--queue", "--force", "--name", name, *changes)
+
+
+def _start_workers(jobs: int) -> None:
+    _dvc("queue", "start", "--jobs", str(jobs))
+    waiting = Retrying(
+        retry=retry_if_result(lambda works: not works),
+        wait=wait_fixed(0.2),
+        stop=stop_after_delay(START_LIMIT),
+        retry_error_callback=lambda _: False,
+    )
+    if not waiting(_has_worker):
+        raise QueueError("no worker starts", where="DVC's queue", mend=f"see {WORKERS}/*.out")
+
+
+def _has_worker() -> bool:
+    return any(map(_is_alive, WORKERS.glob("dvc-exp-worker-*.json")))
+
+
+def _is_alive(record: Path) -> bool:
+    """Whether a process runs that DVC has noted in a file."""
+    noted = ProcessInfo.load(str(record))
+    if noted.returncode is not None or is_leftover(record, noted.pid):
+        return False
+    try:
+        return psutil.Process(noted.pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _wait(names: Collection[str], stopped: Event) -> set[str]:
+    """Wait until all are through or no worker lives; returns which are not through."""
+    left = len(names)
+    while True:
+        works = _has_worker()  # before the next line: the last one may end in between
+        open_ = _open(names)
+        if len(open_) < left:
+            left = len(open_)
+            print(f"{len(names) - left} of {len(names)} experiments are through", flush=True)
+        if not (open_ and works):
+            return open_
+        if stopped.wait(SECONDS_BETWEEN_LOOKS):
+            raise _stopped(left)
+
+
+def _stopped(left: int) -> QueueError:
+    return QueueError(
+        f"stopped with {left} experiments to do",
+        mend="start the same again; it goes on from there",
+    )
+
+
+def _withdraw(names: Collection[str]) -> None:
+    """Take away what waits, interrupt what runs, and wait until that has saved its state."""
+    asked: set[str] = set()
+
+    def are_gone() -> bool:
+        with Repo() as repo:
+            queue = repo.experiments.celery_queue
+            status = _statuses(queue, names)
+            queue.remove([name for name in status if status[name] == "Queued"])
+            _interrupt(queue, names, asked)
+        return not _open(names)
+
+    patience = Retrying(
+        retry=retry_if_result(lambda gone: not gone),
+        wait=wait_fixed(0.2),
+        stop=stop_after_delay(GRACE),
+        retry_error_callback=lambda _: False,
+    )
+    if not patience(are_gone):
+        with Repo() as repo, suppress(CannotKillTasksError):
+            repo.experiments.celery_queue.kill(_open(names), force=True)
+
+
+def _interrupt(queue: LocalCeleryQueue, names: Collection[str], asked: set[str]) -> None:
+    """Interrupt what runs unless it was asked already; what died unseen is marked as failed."""
+    for entry in queue.iter_active():
+        if entry.name not in names:
+            continue
+        record = Path(queue.pid_dir, entry.stash_rev, f"{entry.stash_rev}.json")
+        if record.exists() and not _is_alive(record):  # another process may have its number
+            noted = queue.proc[entry.stash_rev]
+            queue.proc[entry.stash_rev] = replace(noted, returncode=-1)
+        elif entry.name in asked:
+            continue
+        with suppress(
+            CannotKillTasksError
+        ):  # a worker is about to start it, or to store its result
+            queue.kill([entry.name])
+            asked.add(entry.name)
+
+
+def _open(names: Collection[str]) -> set[str]:
+    with Repo() as repo:
+        status = _statuses(repo.experiments.celery_queue, names)
+    return {name for name in status if status[name] in ("Queued", "Running")}
+
+
+def _statuses(queue: LocalCeleryQueue, names: Collection[str]) -> dict[str, str]:
+    """Running, Queued, Failed or Success of those experiments that the queue knows."""
+    return {row["name"]: row["status"] for row in queue.status() if row["name"] in names}
+
+
+def _quoted(value: Any) -> str:
+    """A value in the grammar of `-S`, which is Hydra's."""
+    if isinstance(value, str):
+        return QuotedString(value, Quote.single).with_quotes()
+    return json.dumps(value)
+
+
+def _dvc(*arguments: str) -> str:
+    """What a DVC command prints.
+
+    It does not hear Ctrl-C, which would stop it amid its changes of the project.
+
+    Raises:
+        QueueError: it failed.
+    """
+    with TemporaryFile("w+", encoding="utf-8") as out:  # a pipe would wait for workers to end
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments],
+            env=environment(Path()),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            check=False,
+        )
+        out.seek(0)
+        printed = out.read()
+    if done.returncode:
+        raise QueueError(printed.strip(), where=f"dvc {' '.join(arguments[:2])}")
+    return printed
