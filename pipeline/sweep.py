@@ -133,7 +133,9 @@ def sweep(grid: Grid, jobs: int, out: Path | None) -> None:
     rows = results_table(cells)
     if out:
         write_json(out, rows)
-    table = Table(*rows[0], box=SIMPLE_HEAD, title="change class, %", title_justify="left")
+    table = Table(box=SIMPLE_HEAD, title="change class, %", title_justify="left")
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(str, row.values()))
     Console().print(table)

@@ -223,9 +223,9 @@ def sweep_command(grid: dict[str, Any]) -> list[str]:
     return [sys.executable, "-m", "pipeline.sweep", "--grid", json.dumps(grid)]
 
 
-def start_sweep(project: Path, grid: dict[str, Any]) -> subprocess.Popen[str]:
+def start_sweep(project: Path, grid: dict[str, Any], *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        sweep_command(grid), cwd=project, env=environment(), start_new_session=True,
+        [*sweep_command(grid), *options], cwd=project, env=environment(), start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -244,16 +244,19 @@ def test_a_sweep_that_is_stopped_stops_training_and_leaves_no_queue(project):
     shutil.rmtree(project / ".dvc/tmp/resume")
 
 
-def test_a_sweep_goes_on_when_the_worker_of_its_queue_is_killed(project):
-    with start_sweep(project, {"iterations": [300], "seed": [1]}) as sweep:
+def test_a_sweep_goes_on_when_the_worker_of_its_queue_is_killed(project, tmp_path):
+    grid, out = {"iterations": [300], "validate_every": [100]}, tmp_path / "rows.json"
+    with start_sweep(project, grid, "--out", str(out)) as sweep:
         saved_state(project)
         noted = json.loads((project / WORKERS / "dvc-exp-worker-1.json").read_text())
         os.kill(noted["pid"], signal.SIGKILL)
         printed, _ = sweep.communicate(timeout=PATIENCE)
     assert "no worker of DVC's queue lives: 1 experiments go on" in printed
-    assert sweep.returncode == 0 and " done " in printed, printed
-    name = printed.split()[-1]
-    assert "continuing from step" in dvc(project, "queue", "logs", name)
+    assert sweep.returncode == 0, printed
+    (row,) = json.loads(out.read_text())
+    assert row["status"] == "done"
+    log = dvc(project, "queue", "logs", row["experiment"])
+    assert "continuing from step" in log or "Stage 'train' is cached" in log
     assert not training(project)
 
 
