@@ -39,12 +39,7 @@ from pipeline.artifacts import publish
 from pipeline.commands import Command, CommandError
 from pipeline.params import current_settings, parameter_types
 from pipeline.sweep import Grid, check_grid
-from pipeline.workspace import (
-    changed_workspace,
-    experiment_name,
-    fetch_experiment,
-    project_workspace,
-)
+from pipeline.workspace import changed_workspace, fetch_experiment, project_workspace
 
 PROJECT = Path()
 """Flows run in the project's top folder, as `dvc` does."""
@@ -176,18 +171,16 @@ def run_stages(names: list[str], changes: dict[str, Any]) -> str | None:
     """
     current_settings(changes)
     who = f"flow run '{runtime.flow_run.name}'"
-    with end_with_worker():
-        if not changes:
-            with project_workspace(PROJECT, who) as folder:
-                for name in names:
-                    run_stage(name, folder, None)
-            return None
-        experiment = experiment_name("flow", PROJECT, changes)
-        with changed_workspace(PROJECT, changes, who) as folder:
-            for name in names:
-                run_stage(name, folder, experiment)
+    workspace = (
+        changed_workspace(PROJECT, changes, who) if changes else project_workspace(PROJECT, who)
+    )
+    with end_with_worker(), workspace as folder:
+        experiment = folder.name if changes else None
+        for name in names:
+            run_stage(name, folder, experiment)
+        if experiment:
             save_experiment(experiment, folder)
-        return experiment
+    return experiment
 
 
 @task(task_run_name="save experiment")

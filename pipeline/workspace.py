@@ -55,8 +55,9 @@ def changed_workspace(project: Path, changes: dict[str, Any], who: str) -> Itera
     The copy is a clone of the current commit, with the tracked files as they are now. It shares
     git's objects and DVC's cache with the project, so that what has been computed before is linked,
     not computed; its refs are its own, so that copies save experiments at the same time. What the
-    flow has saved in it by `dvc exp save`, `fetch_experiment` brings to the project. What runs that
-    were killed have left, copies and unfinished files of the cache, is removed at the start.
+    flow has saved in it by `dvc exp save`, under the name that the copy has, `fetch_experiment`
+    brings to the project. What runs that were killed have left, copies and unfinished files of the
+    cache, is removed at the start.
 
     Args:
         project: top folder of the project, a git repository.
