@@ -114,7 +114,7 @@ def _enqueue(experiments: Mapping[str, dict[str, Any]], stopped: Event) -> None:
         if stopped.is_set():
             raise _stopped(len(experiments))
         changes = [f"-S={key}={_quoted(value)}" for key, value in values.items()]
-        _dvc("exp", "run", "--queue", "--force", "--name", name, *changes)
+        _dvc("exp", "run", "--queue", "--name", name, *changes)
 
 
 def _start_workers(jobs: int) -> None:

@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 
 from pipeline import operate
 from pipeline.experiments import WORKERS
-from tests.project import commit, dvc, environment, restore, run
+from tests.project import commit, dvc, environment, executed, restore, run
 from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.xdist_group("dvc")  # the same project, one after the other
@@ -256,6 +256,7 @@ def test_a_sweep_goes_on_when_the_worker_of_its_queue_is_killed(project, tmp_pat
     (row,) = json.loads(out.read_text())
     assert row["status"] == "done"
     log = dvc(project, "queue", "logs", row["experiment"])
+    assert set(executed(log)) <= {"train", "evaluate", "report"}
     assert "continuing from step" in log or "Stage 'train' is cached" in log
     assert not training(project)
 
