@@ -5,6 +5,7 @@ none lives any more, what they had begun is ended and put into the queue again f
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Collection, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 
 import psutil
 from dvc.repo import Repo
+from dvc.repo.experiments.executor.base import ExecutorInfo
 from dvc.repo.experiments.queue.celery import LocalCeleryQueue
 from dvc.repo.experiments.queue.exceptions import CannotKillTasksError
 from dvc_task.proc.process import ProcessInfo
@@ -190,21 +192,29 @@ def _withdraw(names: Collection[str]) -> None:
 
 
 def _interrupt(queue: LocalCeleryQueue, names: Collection[str], asked: set[str]) -> None:
-    """Interrupt what runs unless it was asked already; what died unseen is marked as failed."""
+    """Interrupt what runs unless it was asked already; mark as failed what died unseen."""
+    works = _has_worker()
     for entry in queue.iter_active():
-        if entry.name not in names:
-            continue
         record = Path(queue.pid_dir, entry.stash_rev, f"{entry.stash_rev}.json")
-        if record.exists() and not _is_alive(record):  # another process may have its number
+        runs = record.exists() and _is_alive(record)
+        if entry.name not in names or (runs and entry.name in asked):
+            continue
+        if record.exists() and not runs:  # another process may have its number by now
             noted = queue.proc[entry.stash_rev]
             queue.proc[entry.stash_rev] = replace(noted, returncode=-1)
-        elif entry.name in asked:
-            continue
         with suppress(
             CannotKillTasksError
         ):  # a worker is about to start it, or to store its result
             queue.kill([entry.name])
             asked.add(entry.name)
+            if not (runs or works):
+                _remove_copy(queue.get_infofile_path(entry.stash_rev))
+
+
+def _remove_copy(info: str) -> None:
+    """Remove the copy of the project that an experiment had, as its worker would have done."""
+    if Path(info).is_file():
+        shutil.rmtree(ExecutorInfo.load_json(info).root_dir, ignore_errors=True)
 
 
 def _open(names: Collection[str]) -> set[str]:

@@ -258,7 +258,7 @@ def test_a_sweep_goes_on_when_the_worker_of_its_queue_is_killed(project, tmp_pat
     log = dvc(project, "queue", "logs", row["experiment"])
     assert set(executed(log)) <= {"train", "evaluate", "report"}
     assert "continuing from step" in log or "Stage 'train' is cached" in log
-    assert not training(project)
+    assert not training(project) and not list(project.glob(".dvc/tmp/exps/tmp*"))
 
 
 def test_a_download_that_failed_is_tried_again(operation):
