@@ -17,10 +17,10 @@ from threading import Event
 from typing import Any
 
 import psutil
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.experiments.executor.base import ExecutorInfo
 from dvc.repo.experiments.queue.celery import LocalCeleryQueue
-from dvc.repo.experiments.queue.exceptions import CannotKillTasksError
 from dvc_task.proc.process import ProcessInfo
 from hydra.core.override_parser.types import Quote, QuotedString
 from tenacity import Retrying, stop_after_delay, wait_fixed
@@ -111,7 +111,8 @@ def failure(name: str) -> str | None:
 def _enqueue(experiments: Mapping[str, dict[str, Any]], stopped: Event) -> None:
     with Repo() as repo:
         queue = repo.experiments.celery_queue
-        queue.remove(list(_statuses(queue, experiments)))  # of former tries
+        status = _statuses(queue, experiments)
+        queue.remove([name for name in status if status[name] != "Running"])  # of former tries
     for name, values in experiments.items():
         if stopped.is_set():
             raise _stopped(len(experiments))
@@ -176,7 +177,8 @@ def _withdraw(names: Collection[str]) -> None:
         with Repo() as repo:
             queue = repo.experiments.celery_queue
             status = _statuses(queue, names)
-            queue.remove([name for name in status if status[name] == "Queued"])
+            with suppress(DvcException):  # a worker has just taken one: the next look sees it run
+                queue.remove([name for name in status if status[name] == "Queued"])
             _interrupt(queue, names, asked)
         return not _open(names)
 
@@ -187,8 +189,9 @@ def _withdraw(names: Collection[str]) -> None:
         retry_error_callback=lambda _: False,
     )
     if not patience(are_gone):
-        with Repo() as repo, suppress(CannotKillTasksError):
+        with Repo() as repo, suppress(DvcException):  # gone after all
             repo.experiments.celery_queue.kill(_open(names), force=True)
+        patience(are_gone)
 
 
 def _interrupt(queue: LocalCeleryQueue, names: Collection[str], asked: set[str]) -> None:
@@ -202,9 +205,7 @@ def _interrupt(queue: LocalCeleryQueue, names: Collection[str], asked: set[str])
         if record.exists() and not runs:  # another process may have its number by now
             noted = queue.proc[entry.stash_rev]
             queue.proc[entry.stash_rev] = replace(noted, returncode=-1)
-        with suppress(
-            CannotKillTasksError
-        ):  # a worker is about to start it, or to store its result
+        with suppress(DvcException):  # a worker is about to start it, or to store its result
             queue.kill([entry.name])
             asked.add(entry.name)
             if not (runs or works):
