@@ -176,10 +176,10 @@ def _withdraw(names: Collection[str]) -> None:
     def are_gone() -> bool:
         with Repo() as repo:
             queue = repo.experiments.celery_queue
+            _interrupt(queue, names, asked)
             status = _statuses(queue, names)
             with suppress(DvcException):  # a worker has just taken one: the next look sees it run
                 queue.remove([name for name in status if status[name] == "Queued"])
-            _interrupt(queue, names, asked)
         return not _open(names)
 
     patience = Retrying(
@@ -196,20 +196,25 @@ def _withdraw(names: Collection[str]) -> None:
 
 def _interrupt(queue: LocalCeleryQueue, names: Collection[str], asked: set[str]) -> None:
     """Interrupt what runs unless it was asked already; mark as failed what died unseen."""
+    active = {entry.name: entry.stash_rev for entry in queue.iter_active() if entry.name in names}
+    running = {name for name, revision in active.items() if _runs(queue, revision)}
+    with suppress(DvcException):  # one has just ended: the next look sees it
+        queue.kill(running - asked)
+        asked |= running
     works = _has_worker()
-    for entry in queue.iter_active():
-        record = Path(queue.pid_dir, entry.stash_rev, f"{entry.stash_rev}.json")
-        runs = record.exists() and _is_alive(record)
-        if entry.name not in names or (runs and entry.name in asked):
-            continue
-        if record.exists() and not runs:  # another process may have its number by now
-            noted = queue.proc[entry.stash_rev]
-            queue.proc[entry.stash_rev] = replace(noted, returncode=-1)
+    for name in active.keys() - running:
+        revision = active[name]
+        if noted := queue.proc.get(revision):  # another process may have its number by now
+            queue.proc[revision] = replace(noted, returncode=-1)
         with suppress(DvcException):  # a worker is about to start it, or to store its result
-            queue.kill([entry.name])
-            asked.add(entry.name)
-            if not (runs or works):
-                _remove_copy(queue.get_infofile_path(entry.stash_rev))
+            queue.kill([name])
+            if not works:
+                _remove_copy(queue.get_infofile_path(revision))
+
+
+def _runs(queue: LocalCeleryQueue, revision: str) -> bool:
+    record = Path(queue.pid_dir, revision, f"{revision}.json")
+    return record.exists() and _is_alive(record)
 
 
 def _remove_copy(info: str) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from signal import SIGINT, SIGTERM, signal
+from signal import SIGHUP, SIGINT, SIGTERM, signal
 from threading import Event
 from typing import Annotated, Any
 
@@ -109,9 +109,9 @@ def _rounded(value: float | None) -> Any:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Event]:
-    """An event that is set once the process is told to stop (Ctrl-C, SIGTERM)."""
-    stopped = Event()
-    former = {number: signal(number, lambda *_: stopped.set()) for number in (SIGINT, SIGTERM)}
+    """An event that is set once the process is told to stop, or its terminal is closed."""
+    stopped, numbers = Event(), (SIGINT, SIGTERM, SIGHUP)
+    former = {number: signal(number, lambda *_: stopped.set()) for number in numbers}
     try:
         yield stopped
     finally:
