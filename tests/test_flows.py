@@ -311,31 +311,10 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
         wait_for(lambda: not training(project))
         assert operation.finish(third) == "Crashed"
         dvc(project, "status")  # no lock is left
-
-        flow = "from pipeline.flows import stage; stage(name='train')"
-        with at_a_terminal(project, flow) as typed:
-            wait_for(lambda: "continuing from step" in typed.stdout.readline())
-            typed.stdin.write("\x03")
-            typed.stdin.flush()
-            wait_for(lambda: not training(project), 10)
-            typed.communicate(timeout=PATIENCE)
-        assert typed.returncode
-        assert saved_state(project)
-        dvc(project, "status")
     finally:
         run(project, "git", "reset", "--quiet", "--hard", "HEAD~1")
         restore(project)
         shutil.rmtree(project / ".dvc/tmp/resume")
-
-
-def at_a_terminal(project: Path, code: str) -> subprocess.Popen[str]:
-    """Python code in the foreground of a terminal of its own, whose keys are its input."""
-    terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
-    return subprocess.Popen(
-        [sys.executable, "-c", terminal, sys.executable, "-c", code],
-        cwd=project, env=environment(), start_new_session=True, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
 
 
 def saved_state(project: Path) -> bool:
