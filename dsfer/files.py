@@ -163,10 +163,16 @@ def remove_temporary(folder: Path) -> None:
 
 
 def is_leftover(path: Path, pid: int) -> bool:
-    """Whether the process that wrote `path` is gone, even if a newer one has its number."""
+    """Whether the process that wrote `path` is gone, even if a newer one has its number.
+
+    One that has ended and that nobody has buried, as is usual in containers, is gone, too.
+    """
     try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return True
         # The start of a process is known to about a second.
-        return path.stat().st_mtime < psutil.Process(pid).create_time() - 2
+        return path.stat().st_mtime < process.create_time() - 2
     except psutil.NoSuchProcess:
         return True
     except FileNotFoundError:  # renamed or removed since it was listed

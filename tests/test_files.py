@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from dsfer.errors import DataError
-from dsfer.files import atomic_folder, atomic_path, read_json, sha256_file, write_json
+from dsfer.files import (
+    atomic_folder,
+    atomic_path,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+    write_json,
+)
 
 
 def names(folder):
@@ -115,6 +122,14 @@ def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_stay(t
     with atomic_path(tmp_path / "file"):
         pass
     assert names(tmp_path) == sorted([*kept, "out", "file"])
+
+
+def test_leftovers_of_a_process_that_nobody_buries_are_removed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+        (tmp_path / f".tmp-{platform.node()}-{dead.pid}-a").touch()
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == []
 
 
 def refused(*arguments):
