@@ -8,9 +8,7 @@ the identity, so that training is the same code for any number.
 import hashlib
 import io
 import os
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dsfer.errors import ConfigError, TrainingError, first_line
+from dsfer.signals import when_parent_ends
 
 LAUNCHER = "DSFER_LAUNCHER"
 """Environment variable in which `dsfer.launcher` tells its processes its own number."""
@@ -85,19 +84,7 @@ def _end_with_launcher() -> None:
     if os.environ.get(LAUNCHER, str(parent)) != str(parent):
         os._exit(1)  # it died while this process imported torch
     # The main thread may wait for another rank, and would not hear of it.
-    when_parent_ends(lambda: os._exit(1))
-
-
-def when_parent_ends(act: Callable[[], object]) -> None:
-    """Call `act` in a thread once the process that started this one has ended, however it did."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:  # changes at once, even where nobody buries the parent
-            time.sleep(0.2)
-        act()
-
-    threading.Thread(target=watch, daemon=True).start()
+    when_parent_ends(lambda: os._exit(1), parent)
 
 
 def check_same(run: str) -> None:

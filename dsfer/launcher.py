@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dsfer.data.workers import usable_cpus
-from dsfer.distributed import LAUNCHER, when_parent_ends
+from dsfer.distributed import LAUNCHER
 from dsfer.errors import TrainingError
 from dsfer.files import read_json
 
@@ -21,8 +21,7 @@ from dsfer.files import read_json
 def launch(command: Sequence[str], processes: int) -> None:
     """Run a command as several ranks on this machine, as torchrun does, until all have ended.
 
-    Signals are passed on to the ranks, which have half a minute to save their state. The end of the
-    process that started this one is one: nobody would see the ranks train on.
+    Signals are passed on to the ranks, which have half a minute to save their state.
 
     Args:
         command: program and arguments; a rank finds its number in the environment, and reports
@@ -37,7 +36,6 @@ def launch(command: Sequence[str], processes: int) -> None:
     # The cores are shared out, else every rank would compute on all of them.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(usable_cpus() // processes, 1)))
     os.environ[LAUNCHER] = str(os.getpid())
-    when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # it would tell the same in its way

@@ -1,4 +1,4 @@
-"""How a training process is told to stop, and the time it has to do so."""
+"""How a process is told to stop, by a signal or by the end of its parent, and its time to do so."""
 
 import os
 import signal
@@ -20,10 +20,8 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 def stop_on_signals() -> Callable[[], bool]:
     """A question that becomes true once the process is told to stop (Ctrl-C, SIGTERM).
 
-    The death of the process that started this one tells it too: nobody would see it train on.
     A step that takes longer than `PATIENCE` is given up.
     """
-    parent = os.getppid()
     told = threading.Event()
     # Python runs its handlers between two instructions of the main thread, which may wait for a
     # GPU or another rank meanwhile; the number of the signal is written here all the same.
@@ -42,4 +40,20 @@ def stop_on_signals() -> Callable[[], bool]:
     for number in STOPPING:
         signal.signal(number, lambda *_: told.set())
     signal.set_wakeup_fd(written.detach())
-    return lambda: told.is_set() or os.getppid() != parent
+    return told.is_set
+
+
+def when_parent_ends(act: Callable[[], object], parent: int) -> None:
+    """Call `act` in a thread once the process that started this one has ended, however it did.
+
+    Args:
+        act: what to do.
+        parent: number of that process, noted early: it may have ended since.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:  # changes at once, even where nobody buries the parent
+            time.sleep(0.2)
+        act()
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -10,26 +10,44 @@ import pytest
 
 from tests.project import ROOT
 
-STAGE = (
-    "from pipeline.stages import run; import time; "
-    "run(lambda: print('at work', flush=True) or time.sleep(60))"
-)
+STAGE = """
+import pipeline, os, time
+print('begins', flush=True)
+while os.environ['KILL'] == 'early' and os.getppid() == pipeline.STARTED_BY:
+    time.sleep(0.01)
+from pipeline.stages import run
+run(lambda: print('works', flush=True) or time.sleep(60))
+"""
 
 
-@pytest.mark.parametrize("started_by_dvc", [True, False])
-def test_a_stage_ends_when_only_dvc_is_killed(started_by_dvc):
-    environment = os.environ | ({"DVC_STAGE": "stage"} if started_by_dvc else {})
-    shell = [f'{sys.executable} -c "{STAGE}" & echo $!; wait']
+def stage_without_dvc(kill: str, **variables: str) -> psutil.Process:
+    """A stage whose DVC, a shell here, was killed: `early` in its imports, or `late`, at work."""
+    environment = os.environ | {"KILL": kill} | variables
+    shell = f'{sys.executable} -c "{STAGE}" & echo $!; wait'
     with subprocess.Popen(
-        ["/bin/sh", "-c", *shell], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        ["/bin/sh", "-c", shell], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
     ) as dvc:
         assert dvc.stdout
         stage = psutil.Process(int(dvc.stdout.readline()))
-        assert dvc.stdout.readline() == "at work\n"
+        assert dvc.stdout.readline() == "begins\n"
+        if kill == "late":
+            assert dvc.stdout.readline() == "works\n"
         dvc.kill()
-        try:
-            stage.wait(10 if started_by_dvc else 0.5)
-            assert started_by_dvc
-        except psutil.TimeoutExpired:
-            assert not started_by_dvc
-            stage.send_signal(signal.SIGKILL)
+    return stage
+
+
+@pytest.mark.parametrize("kill", ["early", "late"])
+def test_a_stage_ends_when_only_dvc_is_killed(kill):
+    stage = stage_without_dvc(kill, DVC_STAGE="stage")
+    try:
+        stage.wait(50)
+    finally:
+        if stage.is_running():
+            stage.kill()
+
+
+def test_a_stage_started_by_hand_outlives_its_shell():
+    stage = stage_without_dvc("late")
+    with pytest.raises(psutil.TimeoutExpired):
+        stage.wait(0.5)
+    stage.send_signal(signal.SIGKILL)

@@ -2,18 +2,13 @@
 
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable
 
+import pipeline
 from dsfer import console
+from dsfer.signals import when_parent_ends
 
 __all__ = ["run"]
-
-STARTED_BY = os.getppid()
-"""The process that started this one, noted before the slow imports of a stage begin."""
-
-SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def run(main: Callable[[], object]) -> None:
@@ -24,11 +19,5 @@ def run(main: Callable[[], object]) -> None:
     its state.
     """
     if "DVC_STAGE" in os.environ:
-        threading.Thread(target=_end_with, args=(STARTED_BY,), daemon=True).start()
+        when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM), pipeline.STARTED_BY)
     console.run(main)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    os.kill(os.getpid(), signal.SIGTERM)
