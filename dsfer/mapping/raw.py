@@ -4,7 +4,6 @@ Rows are written where they belong and survive a kill; a compressed GeoTIFF woul
 """
 
 import mmap
-import os
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -97,8 +96,10 @@ class RawRaster:
 
 def _reserve(path: Path, size: int) -> None:
     """A file of zeros with its room on the disk: a full disk shows here, not when it is used."""
+    zeros = memoryview(bytes(2**20))
     with naming(path), path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
+        for written in range(0, size, len(zeros)):
+            file.write(zeros[: size - written])
 
 
 def _description(
