@@ -9,10 +9,9 @@ from rich.table import Table
 
 import dsfer
 from dsfer.console import run
+from dsfer.devices import Device
 from dsfer.errors import ConfigError
 from dsfer.models import count_parameters
-
-Device = Literal["auto", "cpu", "cuda"]
 
 app = typer.Typer(help="Dsfer-Net change detection.", no_args_is_help=True, add_completion=False)
 

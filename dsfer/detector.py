@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from dsfer.devices import Device, choose_device
 from dsfer.errors import ConfigError, DataError
-from dsfer.evaluation import Inference, change_batch, stitch
+from dsfer.evaluation import Inference, change_batch, has_bf16, stitch
 from dsfer.models import create_model
 from dsfer.weights import Metadata, read_metadata
 
@@ -54,9 +55,7 @@ class Detector:
         return self.metadata.threshold
 
 
-def load(
-    weights: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto", batch_size: int = 8
-) -> Detector:
+def load(weights: str | Path, *, device: Device = "auto", batch_size: int = 8) -> Detector:
     """Load a trained network with all that its use needs.
 
     Args:
@@ -72,21 +71,14 @@ def load(
     path = Path(weights)
     path = path / "weights.safetensors" if path.is_dir() else path
     path = path.with_suffix(".safetensors") if path.suffix == ".json" else path
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "'cuda' was asked for, and torch sees no GPU",
-            where="device",
-            mend="take auto or cpu, or install a torch build for your GPU",
-        )
-    gpu = device != "cpu" and torch.cuda.is_available()
-    place = torch.device("cuda" if gpu else "cpu")
+    place = choose_device(device)
     metadata = read_metadata(path)
     network = create_model(metadata.model, weights=path)
     network = network.to(place).to(memory_format=torch.channels_last).eval()
     inference = Inference(
         torch.tensor(metadata.mean, device=place),
         torch.tensor(metadata.std, device=place),
-        "bf16" if gpu and torch.cuda.is_bf16_supported() else "float32",
+        "bf16" if place.type == "cuda" and has_bf16(place) else "float32",
         batch_size,
         metadata.per_image,
     )

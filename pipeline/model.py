@@ -1,4 +1,4 @@
-"""From settings to a network, its losses and its device: what training and evaluation share."""
+"""From settings to a network and its losses: what training and evaluation share."""
 
 import logging
 from typing import cast
@@ -9,8 +9,8 @@ from torch import nn
 import dsfer
 from dsfer.data.shards import TileShards
 from dsfer.data.transforms import IMAGENET, SIGNED, STANDARDISED, Input
-from dsfer.distributed import launched, local_rank, world_size
-from dsfer.errors import ConfigError, DataError
+from dsfer.distributed import world_size
+from dsfer.errors import DataError
 from dsfer.evaluation import Inference, Precision, has_bf16
 from dsfer.losses import ChangeLoss, false_alarm_weights
 from dsfer.models.hopfield import FeatureRetrieval
@@ -27,43 +27,6 @@ def open_shards(settings: Settings, split: str, *, verify: bool = True) -> TileS
     """The shards of a split, wherever `shards` in params.yaml keeps them."""
     folder = settings.folder / "shards" / split
     return TileShards(folder, store=settings.shard_store, verify=verify)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `device` in params.yaml asks for; `auto` takes a GPU where there is one.
-
-    Each of several processes takes a GPU of its own.
-
-    Raises:
-        ConfigError: a GPU was asked for and there is none, or none for each process.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "'cuda' was asked for, and torch sees no GPU",
-            where="params.yaml, device",
-            mend="set device: auto or cpu, or install a torch build for your GPU",
-        )
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and launched():
-        check_gpus(local_rank() + 1)
-        return torch.device(name, local_rank())
-    return torch.device(name)
-
-
-def check_gpus(processes: int) -> None:
-    """Refuse more processes on this machine than it has GPUs.
-
-    Raises:
-        ConfigError: there are too few.
-    """
-    gpus = torch.cuda.device_count()
-    if processes > gpus:
-        raise ConfigError(
-            f"{processes} processes need a GPU each, and torch sees {gpus}",
-            where="params.yaml, processes",
-            mend=f"set processes: {gpus}, or device: cpu",
-        )
 
 
 def describe_device(device: torch.device) -> str:

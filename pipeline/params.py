@@ -12,6 +12,7 @@ from rich.table import Table
 from ruamel.yaml import YAML
 
 from dsfer.data.labels import LABEL_RULES
+from dsfer.devices import Device
 from dsfer.errors import ConfigError
 from dsfer.files import atomic_path
 from dsfer.models import MODELS
@@ -87,7 +88,7 @@ class Params(Frozen):
     precision: Any
     validate_every: Any
     seed: Seed
-    device: Literal["auto", "cpu", "cuda"]
+    device: Device
     processes: int = Field(ge=1)
     compile: bool | None
     in_memory: bool | None

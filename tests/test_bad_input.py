@@ -423,7 +423,7 @@ def test_a_training_split_without_change(project):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(sharded):
     configure(Path(), device="cuda")
-    assert "params.yaml, device: 'cuda' was asked for" in refusal(train.main)
+    assert "device: 'cuda' was asked for" in refusal(train.main)
 
 
 def test_imagenet_weights_that_do_not_fit(sharded):

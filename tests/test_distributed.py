@@ -23,13 +23,13 @@ from dsfer import signals
 from dsfer.checkpoint import load_checkpoint
 from dsfer.console import run
 from dsfer.data.batches import sample_order
+from dsfer.devices import check_gpus, choose_device
 from dsfer.distributed import check_share, rank
 from dsfer.errors import ConfigError, DataError
 from dsfer.launcher import _first_report, launch
 from dsfer.losses import ChangeLoss
 from dsfer.metrics import COUNTS, total_counts
 from dsfer.training import Interrupted, Trainer, samples_of_rank
-from pipeline.model import check_gpus, choose_device
 from tests.ranks import SECONDS, build, log_to, start, together
 from tests.test_training import Forgetful
 

@@ -133,8 +133,7 @@ def test_imagery_and_shards_that_move_to_a_bucket_change_no_result(project, stor
 # What a stage imports and need not declare.
 NO_RESULT = {  # messages, files, processes and parameters: none of them makes a number
     "dsfer/errors.py", "dsfer/files.py", "dsfer/paths.py", "dsfer/data/workers.py",
-    "dsfer/data/shard_cache.py",
-    "dsfer/checkpoint.py",
+    "dsfer/data/shard_cache.py", "dsfer/checkpoint.py", "dsfer/devices.py",
     "dsfer/launcher.py", "dsfer/memory.py", "dsfer/signals.py", "dsfer/console.py",
     "pipeline/frozen.py", "pipeline/params.py", "pipeline/catalog.py", "pipeline/recipes.py",
     "pipeline/download.py", "pipeline/cluster.py", "pipeline/stages/__init__.py",

@@ -14,6 +14,7 @@ from dsfer import baseline
 from dsfer.data.batches import BatchSource
 from dsfer.data.shards import TileShards
 from dsfer.data.transforms import Input
+from dsfer.devices import choose_device
 from dsfer.errors import LeakageError
 from dsfer.evaluation import Inference, count_tiles, stitched_scenes
 from dsfer.figures import error_map, panel_strip
@@ -30,7 +31,7 @@ from dsfer.metrics import (
     total_counts,
 )
 from dsfer.weights import Metadata, read_metadata
-from pipeline.model import build_inference, choose_device, describe_device, open_shards
+from pipeline.model import build_inference, describe_device, open_shards
 from pipeline.params import Settings, current_settings
 from pipeline.stages import run
 

@@ -19,6 +19,7 @@ from dvclive.live import Live
 from filelock import FileLock, Timeout
 
 from dsfer.data.shards import TileShards
+from dsfer.devices import check_gpus, choose_device
 from dsfer.distributed import check_share, joined, launched, local_rank, rank, wait_for_all
 from dsfer.errors import TrainingError
 from dsfer.files import atomic_path, naming, sha256_file, write_json
@@ -31,8 +32,6 @@ from pipeline.model import (
     build_inference,
     build_network,
     build_training,
-    check_gpus,
-    choose_device,
     describe_device,
     effective_retrieval,
     input_of,

@@ -1,0 +1,48 @@
+"""Which device computes: the CPU, or a GPU for each process."""
+
+from typing import Literal
+
+import torch
+
+from dsfer.distributed import launched, local_rank
+from dsfer.errors import ConfigError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def choose_device(name: Device) -> torch.device:
+    """The device that a user asks for; `auto` takes a GPU where there is one.
+
+    Each of several processes takes a GPU of its own.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none, or none for each process.
+    """
+    gpu = torch.cuda.is_available()
+    if name == "cuda" and not gpu:
+        raise ConfigError(
+            "'cuda' was asked for, and torch sees no GPU",
+            where="device",
+            mend="set device to auto or cpu, or install a torch build for your GPU",
+        )
+    if name == "cpu" or not gpu:
+        return torch.device("cpu")
+    if not launched():
+        return torch.device("cuda")
+    check_gpus(local_rank() + 1)
+    return torch.device("cuda", local_rank())
+
+
+def check_gpus(processes: int) -> None:
+    """Refuse more processes on this machine than it has GPUs.
+
+    Raises:
+        ConfigError: there are too few.
+    """
+    gpus = torch.cuda.device_count()
+    if processes > gpus:
+        raise ConfigError(
+            f"{processes} processes need a GPU each, and torch sees {gpus}",
+            where="processes",
+            mend=f"set processes to {gpus}, or device to cpu",
+        )
