@@ -1,0 +1,29 @@
+"""SIGKILL anywhere in the pipeline: the next runs end with the bytes of a run left alone."""
+
+import re
+import sys
+
+import pytest
+
+from tests.project import ROOT, STAGES, run
+
+pytestmark = pytest.mark.xdist_group("kills")
+
+KILL = re.compile(r"((?:dvc )?\w+) +(?:group|self|dvc) +(.+)")
+
+INSIDE = {
+    "train": r"os\.rename .* \.dvc/tmp/resume/\w+/last\.pt",
+    "shard": r"os\.rename .*/shard-000000\.tar",
+    "dvc shard": r"inside \.dvc/cache/files/md5/.*",
+}
+"""Where a checkpoint, a shard and a file of DVC's cache are cut off by a kill."""
+
+
+def test_kills_everywhere_leave_no_trace():
+    printed = run(ROOT, sys.executable, "-m", "tests.killer", "--kills", "20", "--seed", "0")
+    kills = [match.groups() for line in printed.splitlines() if (match := KILL.fullmatch(line))]
+    assert f"the bytes of a run left alone; kills so far: {len(kills)}" in printed
+    assert len(kills) >= 20
+    assert {where for where, _ in kills} >= {*STAGES, *(f"dvc {stage}" for stage in STAGES)}
+    for where, what in INSIDE.items():
+        assert any(kill[0] == where and re.fullmatch(what, kill[1]) for kill in kills), where
