@@ -150,6 +150,7 @@ UNUSED = {  # imported by a module that is declared, for a part of it that the s
         "dsfer/training.py",
         "dsfer/distributed.py",
         "dsfer/averaging.py",
+        "dsfer/data/augmentation.py",
         "dsfer/optimisation.py",
     },
 }
