@@ -39,6 +39,7 @@ Band = Annotated[int, Field(ge=1)]
 Part = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Workers = Annotated[int, Field(ge=1)]
+Drawn = Annotated[str, Field(pattern=r"^[^@]+(@\d+,\d+)?$")]
 Scheduler = Annotated[str, Field(pattern=r"^(tcp|tls)://[^/@\s]+:\d+$")]
 
 
@@ -96,6 +97,7 @@ class Params(Frozen):
     shards: str | None = Field(min_length=1)
     cluster: Workers | Scheduler | None
     overlap: float = Field(ge=0, lt=1)
+    figures: list[Drawn] | None = Field(min_length=1)
 
 
 class DataSettings(Frozen):

@@ -12,7 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dsfer.figures import ERROR_COLOURS, data_uri, svg, training_curves
 from pipeline.published import Published, Reference, load_published
-from pipeline.results import ProtocolScores, Results
+from pipeline.results import Figures, ProtocolScores, Results
+
+DrawnFigures = tuple[Figures, list[Path]]
 
 MEASURES = ["P", "R", "F1", "OA", "IoU"]
 
@@ -77,11 +79,12 @@ def _own(protocol: str, scores: ProtocolScores) -> Row:
     return Row("This run", protocol, values, interval, scores.n, ours=True)
 
 
-def build_report(results: Results, published: Published | None = None) -> str:
+def build_report(results: Results, drawn: DrawnFigures, published: Published | None = None) -> str:
     """Draw the page.
 
     Args:
         results: what the run left behind.
+        drawn: its plates, `pipeline.results.read_figures`.
         published: the paper's tables; by default those of `published.yaml`.
 
     Returns:
@@ -114,6 +117,9 @@ def build_report(results: Results, published: Published | None = None) -> str:
         worst=[_picture(path, results.tiles) for path in results.worst],
         sample=[_picture(path, results.tiles) for path in results.sample],
         colours=ERROR_COLOURS,
+        drawn=drawn[0],
+        plates=[data_uri(path.read_bytes(), "image/png") for path in drawn[1]],
+        compared=[published.titles.get(name, name) for name in drawn[0].methods],
         scenes=results.scenes.sort_values("F1", na_position="last").to_dict("records"),
         validation=results.validation,
         checks=checks,

@@ -123,6 +123,41 @@ class Leak(Stored):
     severity: Literal["warn", "fail"]
 
 
+class Drawn(Stored):
+    """One plate of the figures stage.
+
+    Attributes:
+        name: of its files, without suffix.
+        title: what it shows, as a heading.
+        caption: how to read it.
+    """
+
+    name: str
+    title: str
+    caption: str
+
+
+class DrawnTile(Stored):
+    """A tile of the plates, and why it was taken."""
+
+    tile: str
+    why: str
+
+
+class Figures(Stored):
+    """`figures/figures.json`.
+
+    Attributes:
+        tiles: rows of the plates, from top to bottom.
+        methods: SHA-256 of the weights of every network that was compared, by its name.
+        figures: the plates in their order.
+    """
+
+    tiles: list[DrawnTile]
+    methods: dict[str, str]
+    figures: list[Drawn]
+
+
 class Validation(Stored):
     """`validation/validation.json`, as far as the report needs it.
 
@@ -191,12 +226,35 @@ def read_results(folder: Path, model: str) -> Results:
         settings=_read(Resolved, training / "settings.json", "train"),
         split=split,
         scenes=_table(evaluation / "scenes.csv", SCENE_COLUMNS, "evaluate"),
-        tiles=_table(evaluation / "tiles.csv", TILE_COLUMNS, "evaluate"),
+        tiles=read_tiles(evaluation / "tiles.csv"),
         history=_table(training / "history.csv", ["step"], "train"),
         worst=_pictures(evaluation / "gallery" / "worst"),
         sample=_pictures(evaluation / "gallery" / "sample"),
         validation=read_validation(folder),
     )
+
+
+def read_tiles(path: Path) -> pd.DataFrame:
+    """Read `evaluation/tiles.csv`, `TILE_COLUMNS`, a row per tile of the test split.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    return _table(path, TILE_COLUMNS, "evaluate")
+
+
+def read_figures(folder: Path) -> tuple[Figures, list[Path]]:
+    """Read what the figures stage drew into `folder`, and where its pictures are.
+
+    Raises:
+        DataError: the list or a picture is missing or damaged.
+    """
+    figures = _read(Figures, folder / "figures.json", "figures")
+    pictures = [folder / f"{figure.name}.png" for figure in figures.figures]
+    for picture in pictures:
+        if not picture.is_file():
+            raise DataError("no such file", where=picture, mend="run the figures stage")
+    return figures, pictures
 
 
 def read_split(folder: Path) -> SplitRecord:

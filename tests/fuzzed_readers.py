@@ -27,7 +27,7 @@ from pipeline.params import load_params, resolve
 from pipeline.published import PUBLISHED, load_published
 from pipeline.recipes import RECIPES, load_recipes
 from pipeline.report import build_report
-from pipeline.results import read_results, read_split
+from pipeline.results import read_figures, read_results, read_split
 from tests.made_up_run import write_run
 from tests.test_archives import rarred, zipped
 from tests.test_crop import GRID, cut, made_up, scene, write
@@ -266,7 +266,8 @@ def run_files(folder: Path) -> Files:
 
 def read_run(folder: Path) -> None:
     results = read_results(folder, "dsfer-net")
-    assert "</html>" in build_report(results)
+    figures = read_figures(folder / "models/dsfer-net/figures")
+    assert "</html>" in build_report(results, figures)
 
 
 def split_files(folder: Path) -> Files:

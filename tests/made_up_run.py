@@ -67,6 +67,7 @@ def write_run(
         for place, index in enumerate(chosen):
             picture = evaluation / "gallery" / kind / f"{place:02d}_{names[index]}.png"
             panel_strip(*drawn[index]).save(picture)
+    write_figures(folder / "models/dsfer-net/figures", drawn)
     low, high = f1_interval(by_scene[COUNTS], seed=1)
     own = change_metrics(tiles) | {"F1_low": low, "F1_high": high}
     metrics = {
@@ -101,6 +102,22 @@ def write_run(
     )
     write_validation(folder / "validation/validation.json", as_published)
     return metrics
+
+
+def write_figures(folder, drawn):
+    names = ["comparison", "evidence-1"]
+    for name in names:
+        folder.mkdir(parents=True, exist_ok=True)
+        panel_strip(*drawn[0]).save(folder / f"{name}.png")
+    record = {
+        "tiles": [{"tile": "scene0_00000_00000", "why": "most errors"}],
+        "methods": {"bit": "ab" * 32, "dsfer-net": "cd" * 32},
+        "figures": [
+            {"name": name, "title": f"Title of {name}", "caption": f"Caption of {name}"}
+            for name in names
+        ],
+    }
+    write(folder / "figures.json", record)
 
 
 def write(path, value):

@@ -20,7 +20,17 @@ TINY = {
     "pretrained": "none", "iterations": 2, "batch_size": 2, "warmup": 0, "validate_every": 2,
 }  # fmt: skip
 
-STAGES = ["download", "crop", "split", "validate", "shard", "train", "evaluate", "report"]
+STAGES = [
+    "download",
+    "crop",
+    "split",
+    "validate",
+    "shard",
+    "train",
+    "evaluate",
+    "figures",
+    "report",
+]
 
 
 SECRETS = {

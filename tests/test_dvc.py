@@ -58,7 +58,7 @@ def test_a_killed_experiment_goes_on_and_runs_only_what_depends_on_lambda(projec
     assert saved and len(found) >= 4  # DVC, the launcher and two that train
     wait_for(lambda: not processes_in(project))
     printed = run(project, *start)
-    assert executed(printed) == ["train", "evaluate", "report"]
+    assert executed(printed) == ["train", "evaluate", "figures", "report"]
     assert "continuing from step" in printed
     assert not list((project / ".dvc/tmp/resume").glob("*/last.pt"))  # finished: no state
     changed = json.loads(dvc(project, "params", "diff", "--json"))["params.yaml"]
@@ -144,6 +144,8 @@ FORMATS = {  # whoever reads a file depends on the file; whoever writes it decla
 }  # fmt: skip
 UNUSED = {  # imported by a module that is declared, for a part of it that the stage does not call
     "train": {"dsfer/prediction.py"},  # stitching
+    # counts of tiles by scene, and batches
+    "figures": {"dsfer/metrics.py", "dsfer/data/batches.py"},
     # building a training, and several processes
     "evaluate": {
         "dsfer/losses.py",

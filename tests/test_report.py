@@ -9,7 +9,7 @@ from rich.console import Console
 from dsfer.errors import DataError
 from pipeline.published import load_published
 from pipeline.report import VALIDATION_PAGE, build_report, comparison, percent, value
-from pipeline.results import read_results
+from pipeline.results import read_figures, read_results
 from pipeline.stages.report import write_report
 from tests.made_up_run import SPLIT_HASH, write_run
 from tests.pages import addresses
@@ -17,12 +17,16 @@ from tests.pages import addresses
 RUN = "models/dsfer-net"
 
 
+def page_of(folder):
+    return build_report(read_results(folder, "dsfer-net"), read_figures(folder / RUN / "figures"))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Folder, metrics and page of a run on LEVIR-CD."""
     folder = tmp_path_factory.mktemp("levir-cd")
     metrics = write_run(folder)
-    return folder, metrics, build_report(read_results(folder, "dsfer-net"))
+    return folder, metrics, page_of(folder)
 
 
 def words(html):
@@ -63,12 +67,14 @@ def test_tables_pictures_validation_and_parameters_are_on_the_page(run):
     for scene in scenes.to_dict("records"):
         assert scene["scene"] in text and f"{scene['F1']:.2f}" in text
     strips = list((folder / RUN / "evaluation/gallery").rglob("*.png"))
-    assert page.count("data:image/png;base64,") == len(strips) == 7
+    assert page.count("data:image/png;base64,") == len(strips) + 2 == 9
     assert page.count("data:image/svg+xml;base64,") == 1
     assert "3 passed" in text and "1 with a warning" in text and "0 failed" in text
     assert "No tile touches one of another split. 17 violations." in text
     assert "lambda 0.1 recipe modern" in text and "lr 1e-05 params.yaml" in text
     assert "hopfield_beta null" in text and "split published catalog" in text
+    assert "scene0_00000_00000 (most errors)" in text and "BiT, Dsfer-Net" in text
+    assert "Title of comparison Caption of comparison" in text
     for outcome in ("change found", "change missed", "false alarm", "rightly unchanged"):
         assert outcome in text
 
@@ -82,7 +88,7 @@ def test_worst_scene_comes_first(run):
 
 def test_a_data_set_that_the_paper_does_not_know(tmp_path):
     write_run(tmp_path, dataset="folder/mine", stitched=False)
-    text = words(build_report(read_results(tmp_path, "dsfer-net")))
+    text = words(page_of(tmp_path))
     assert "The paper has no figure for this network on this data set." in text
     assert "no scene lies wholly in the test split" in text
     assert "90.76" not in text
@@ -95,7 +101,7 @@ def test_the_paper_stands_only_beside_data_as_published(tmp_path):
         *("This run", "This run", "Baseline")
     ]
     write_report(tmp_path, "dsfer-net", Console(file=printed, width=80))
-    for text in (words(build_report(results)), " ".join(printed.getvalue().split())):
+    for text in (words(page_of(tmp_path)), " ".join(printed.getvalue().split())):
         assert "The paper is left out: its figures belong to the published data" in text
         assert f"{metrics['tiles']['F1']:.2f}" in text
         assert "90.76" not in text and "Table I on" not in text
@@ -106,20 +112,20 @@ def test_an_ablation_stands_beside_table_3(tmp_path):
     results = read_results(tmp_path, "dsfer-net")
     paper = comparison(results, load_published())[2]
     assert paper.name == "Paper, Table III" and paper.scores == {"F1": 90.05}
-    assert "90.05" in words(build_report(results))
+    assert "90.05" in words(page_of(tmp_path))
 
 
 def test_measures_without_a_value_show_a_dash(tmp_path):
     nothing = dict.fromkeys(["P", "R", "F1", "IoU", "F1_low", "F1_high"])
     write_run(tmp_path, tiles=nothing | {"OA": 100.0, "n": 4})
-    text = words(build_report(read_results(tmp_path, "dsfer-net")))
+    text = words(page_of(tmp_path))
     assert "points below" not in text and "points above" not in text
     assert "This run tiles – – – 100.00 –" in text
 
 
 def test_names_from_outside_are_escaped(tmp_path):
     write_run(tmp_path, device="<img src=http://evil.test/x>")
-    page = build_report(read_results(tmp_path, "dsfer-net"))
+    page = page_of(tmp_path)
     assert not [address for _, _, address in addresses(page) if "evil" in address]
 
 
@@ -129,6 +135,8 @@ def test_names_from_outside_are_escaped(tmp_path):
         f"{RUN}/evaluation/metrics.json",
         f"{RUN}/evaluation/scenes.csv",
         f"{RUN}/evaluation/tiles.csv",
+        f"{RUN}/figures/figures.json",
+        f"{RUN}/figures/comparison.png",
         f"{RUN}/training/history.csv",
         f"{RUN}/training/settings.json",
         "validation/validation.json",

@@ -62,8 +62,8 @@ def main() -> None:
     """Run the stage."""
     settings = current_settings()
     test = TileShards(settings.folder / "shards" / "test")
-    counts = read_tiles(settings.model_folder / "evaluation" / "tiles.csv")
-    chosen = asked(settings.params.figures, test) if settings.params.figures else picked(counts)
+    asked_for = settings.params.figures
+    chosen = asked(asked_for, test) if asked_for else picked(read_tiles(counted(settings)))
     tiles = [read_tile(test, choice.tile) for choice in chosen]
     methods = {name: load(settings, name) for name in trained_methods(settings, test)}
     own = methods[settings.params.model]
@@ -157,6 +157,11 @@ def picked(counts: pd.DataFrame) -> list[Choice]:
     return choices
 
 
+def counted(settings: Settings) -> Path:
+    """The table of what evaluation counted in every tile."""
+    return settings.model_folder / "evaluation" / "tiles.csv"
+
+
 def read_tile(test: TileShards, tile: str) -> Tile:
     """Pixels of a tile of the split."""
     pair, label = test[test.ids.index(tile)]
@@ -229,7 +234,7 @@ def inside(
 
 
 def telling_pixel(called: np.ndarray, label: Pixels) -> tuple[int, int]:
-    """The pixel deepest inside what was called changed; inside the label's change where nothing was.
+    """The pixel deepest inside what was called changed, or inside the label where nothing was.
 
     Args:
         called: (h, w) bool.

@@ -10,7 +10,7 @@ from dsfer.files import write_bytes
 from pipeline.params import current_settings
 from pipeline.published import load_published
 from pipeline.report import MEASURES, build_report, comparison, paper_figures, percent
-from pipeline.results import Results, read_results
+from pipeline.results import Results, read_figures, read_results
 from pipeline.stages import run
 
 
@@ -47,8 +47,9 @@ def write_report(folder: Path, model: str, console: Console) -> Path:
         DataError: an input of the report is missing or damaged; no page is written.
     """
     results = read_results(folder, model)
+    drawn = read_figures(folder / "models" / model / "figures")
     page = folder / "models" / model / "report.html"
-    write_bytes(page, build_report(results).encode())
+    write_bytes(page, build_report(results, drawn).encode())
     console.print(final_table(results))
     _, no_comparison = paper_figures(results, load_published())
     if no_comparison:
