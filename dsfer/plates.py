@@ -7,6 +7,7 @@ pixels the tile's own. Shapes: h, w are rows and columns of one tile.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def retrieval_plate(tiles: Sequence[Tile], retrieved: Sequence[Sequence[Retrieve
             f"$t_2$, 1/{stride}": [_reduced(tile.t2, stride) for tile in tiles],
             f"label, 1/{stride}": [_reduced_label(tile, stride) for tile in tiles],
             f"$F_R$, stage {stage}": [_coloured(each, FEATURES, low, high) for each in features],
-            f"map $M$, stage {stage}": [
+            f"$M$, stage {stage}": [
                 _coloured(_enlarged(level.change, tile), CHANGE, 0, 1) for level, tile in pairs
             ],
         }
@@ -212,7 +213,7 @@ def evidence_plate(tile: Tile, evidence: Evidence) -> Figure:
             cell = evidence.pixel[0] // level.stride, evidence.pixel[1] // level.stride
             words = _sentence(tile, level, weights, cell)
             figure.text(
-                gap / WIDTH, 1 - (top + line / 2) / height, words, fontsize=6.8, va="center"
+                gap / WIDTH, 1 - (top + line / 2) / height, words, fontsize=6.3, va="center"
             )
             top += line + title
             _draw_level(figure, [(left, top, side) for left in lefts], tile, level, weights, cell)
@@ -237,9 +238,9 @@ def _draw_pair(figure: Figure, places: list[Place], tile: Tile, evidence: Eviden
     side.axis("off")
     row, col = evidence.pixel
     side.legend(handles=_outcomes([tile]), loc="center left", frameon=False, fontsize=5.8,
-                title=f"pixel: row {row}, column {col}\n"
+                title=f"row {row}, column {col}\n"
                       f"p(change) = {evidence.probability[row, col]:.3f}",
-                title_fontsize=7, alignment="left", borderpad=0, handlelength=1.2)  # fmt: skip
+                title_fontsize=6.8, alignment="left", borderpad=0, handlelength=1.2)  # fmt: skip
 
 
 def _draw_level(
@@ -253,37 +254,56 @@ def _draw_level(
     even = weights * weights[0].size  # multiples of the weight that every position would have
     top = max(float(even.max()), 1.0)
     retrieved = [
-        _overlaid(photograph, even[date], top) for date, photograph in enumerate((tile.t1, tile.t2))
+        _overlaid(photograph, values, top)
+        for photograph, values in zip((tile.t1, tile.t2), even, strict=True)
     ]
-    groups: list[tuple[str, str, list[Pixels], tuple[float, float], str]] = [
-        ("retrieved from", ATTENTION, retrieved, (0.0, top), "× even weight")
-    ]
-    for title, values, unit in (
-        ("energy in", level.energy, "E"),
-        ("positions of", np.exp(level.entropy), "exp(entropy)"),
-    ):
-        ends = float(values.min()), float(values.max())
-        pictures = [_coloured(_enlarged(each, tile), SCALAR, *ends) for each in values]
-        groups.append((title, SCALAR, pictures, ends, unit))
-    for number, (title, colours, pictures, ends, unit) in enumerate(groups):
-        pair = places[2 * number : 2 * number + 2]
-        for date, (place, picture) in enumerate(zip(pair, pictures, strict=True), start=1):
-            axes = _panel(figure, place)
-            _show(axes, picture, f"{title} $t_{date}$")
-            _mark_cell(axes, cell, level.stride)
-        _bar(figure, pair, colours, ends, unit)
+    draw = partial(_draw_group, figure, cell=cell, stride=level.stride)
+    draw(places[:2], "retrieved from", retrieved, ATTENTION, (0.0, top), "× even weight")
+    for date in (0, 1):  # each on its own scale: the constant of E is another one
+        energy = level.energy[date : date + 1]
+        draw(places[2 + date : 3 + date], "energy in", *_scaled(energy, tile), "E", first=date + 1)
+    draw(places[4:], "positions of", *_scaled(np.exp(level.entropy), tile), "exp(entropy)")
+
+
+def _draw_group(
+    figure: Figure,
+    places: Sequence[Place],
+    title: str,
+    pictures: Sequence[Pixels],
+    colours: str,
+    ends: tuple[float, float],
+    unit: str,
+    *,
+    cell: tuple[int, int],
+    stride: int,
+    first: int = 1,
+) -> None:
+    """Panels of one or both dates, from `first` on, with a position marked and one colour bar."""
+    for date, (place, picture) in enumerate(zip(places, pictures, strict=True), start=first):
+        axes = _panel(figure, place)
+        _show(axes, picture, f"{title} $t_{date}$")
+        _mark_cell(axes, cell, stride)
+    _bar(figure, places, colours, ends, unit)
+
+
+def _scaled(maps: Map, tile: Tile) -> tuple[list[Pixels], str, tuple[float, float]]:
+    """Maps (k, h, w) as pictures from their lowest to their highest value, and these."""
+    low, high = float(maps.min()), float(maps.max())
+    pictures = [_coloured(_enlarged(values, tile), SCALAR, low, high) for values in maps]
+    return pictures, SCALAR, (low, high)
 
 
 def _sentence(tile: Tile, level: RetrievedLevel, weights: Map, cell: tuple[int, int]) -> str:
     """What one level says at the pixel, in one line."""
     changed = _reduced_mask(tile.label, level.stride) == 1
-    parts = [f"Stage {level.level}: p(change) = {level.change[cell]:.2f}."]
+    h, w = weights[0].shape
+    parts = [f"Stage {level.level}, {h} x {w} positions: p(change) = {level.change[cell]:.2f}."]
     for date in (0, 1):
         many = np.exp(level.entropy[date][cell])
         on_change = 100 * float(weights[date][changed].sum())
         parts.append(
-            f"$t_{date + 1}$: E = {level.energy[date][cell]:.2f}, {many:.0f} of {weights[0].size} "
-            f"positions, {on_change:.0f} % of the weight on change."
+            f"$t_{date + 1}$: E = {level.energy[date][cell]:.1f}, spread over {many:.0f}, "
+            f"{on_change:.0f} % on changed ground."
         )
     return "   ".join(parts)
 
@@ -360,18 +380,22 @@ def _mark_cell(axes: Axes, cell: tuple[int, int], stride: int) -> None:
 
 
 def _bar(
-    figure: Figure, places: list[Place], colours: str, ends: tuple[float, float], unit: str
+    figure: Figure, places: Sequence[Place], colours: str, ends: tuple[float, float], unit: str
 ) -> None:
     """A colour bar below neighbouring panels."""
     (left, top, side), (last, _, _) = places[0], places[-1]
     height = figure.get_figheight()
-    box = (left / WIDTH, 1 - (top + side + 0.085) / height, 0.62 * (last + side - left) / WIDTH)
+    box = (
+        (left + 0.06) / WIDTH,
+        1 - (top + side + 0.085) / height,
+        0.6 * (last + side - left) / WIDTH,
+    )
     axes = figure.add_axes((*box, 0.05 / height))
     bar = figure.colorbar(
         ScalarMappable(Normalize(*ends), colours), cax=axes, orientation="horizontal"
     )
     axes.tick_params(pad=1)
-    bar.locator = MaxNLocator(4)
+    bar.locator = MaxNLocator(3 if len(places) == 1 else 4)
     bar.update_ticks()
     axes.text(1.04, 0.5, unit, transform=axes.transAxes, fontsize=6, va="center")
 

@@ -81,7 +81,7 @@ def main() -> None:
             out / "figures.json",
             {
                 "tiles": [{"tile": each.tile, "why": each.why} for each in chosen],
-                "methods": {name: method.sha256 for name, method in methods.items()},
+                "methods": {name: method.metadata.sha256 for name, method in methods.items()},
                 "figures": figures,
             },
         )
