@@ -212,8 +212,9 @@ def evidence_plate(tile: Tile, evidence: Evidence) -> Figure:
         for level, weights in zip(evidence.levels, evidence.attention, strict=True):
             cell = evidence.pixel[0] // level.stride, evidence.pixel[1] // level.stride
             words = _sentence(tile, level, weights, cell)
+            size = _fitting(words, WIDTH - 2 * gap, 6.3)
             figure.text(
-                gap / WIDTH, 1 - (top + line / 2) / height, words, fontsize=6.3, va="center"
+                gap / WIDTH, 1 - (top + line / 2) / height, words, fontsize=size, va="center"
             )
             top += line + title
             _draw_level(figure, [(left, top, side) for left in lefts], tile, level, weights, cell)
@@ -342,11 +343,16 @@ def _plate(columns: Mapping[str, Sequence[Pixels]]) -> Figure:
             left = margin + column * (side + gap)
             for row, picture in enumerate(pictures):
                 _show(_panel(figure, (left, row * (side + gap) + 0.01, side)), picture)
-            letters = len(title.replace("$", "")) + 4
-            figure.text((left + side / 2) / width, (foot - 0.01) / height,
-                        f"({chr(ord('a') + column)}) {title}", ha="center", va="top",
-                        fontsize=min(7.0, 7.0 * side / (0.058 * letters)))  # fmt: skip
+            words = f"({chr(ord('a') + column)}) {title}"
+            figure.text((left + side / 2) / width, (foot - 0.01) / height, words, ha="center",
+                        va="top", fontsize=_fitting(words, side, 7.0))  # fmt: skip
     return figure
+
+
+def _fitting(words: str, width: float, size: float) -> float:
+    """A font size at which words fit into a width in inches, `size` at most."""
+    letters = len(words.translate(str.maketrans("", "", "$_")))
+    return min(size, width / (0.0083 * letters))  # inches a letter and point, on average
 
 
 def _panel(figure: Figure, place: Place) -> Axes:

@@ -1,6 +1,7 @@
 """The project under DVC, end to end, on a tiny data set of the user's own."""
 
 import ast
+import base64
 import json
 import os
 import signal
@@ -67,6 +68,22 @@ def test_a_killed_experiment_goes_on_and_runs_only_what_depends_on_lambda(projec
     evaluated = metrics["data/folder/tiny/models/dsfer-net/evaluation/metrics.json"]
     assert evaluated["iterations"] == {"old": 2, "new": 20, "diff": 18}
     restore(project)
+
+
+def test_the_plates_are_in_the_report(project):
+    folder = project / "data/folder/tiny/models/dsfer-net"
+    drawn = json.loads((folder / "figures/figures.json").read_text())
+    names = [figure["name"] for figure in drawn["figures"]]
+    tiles = len(drawn["tiles"])
+    assert names == ["comparison", "difference", "retrieval"] + [
+        f"evidence-{number}" for number in range(1, tiles + 1)
+    ]
+    assert list(drawn["methods"]) == ["dsfer-net"]
+    page = (folder / "report.html").read_text()
+    for name in names:
+        assert (folder / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        picture = (folder / "figures" / f"{name}.png").read_bytes()
+        assert base64.b64encode(picture).decode() in page
 
 
 def test_plots_are_drawn_without_a_network(project):

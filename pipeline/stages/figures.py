@@ -210,14 +210,14 @@ def inside(
         ConfigError: a pixel was chosen, and the network has no retrieval to explain it by.
     """
     network, inference = method.network, method.inference
-    if not has_encoder(network):
+    pixels = [choice.pixel for choice in chosen]
+    if not (has_encoder(network) or any(pixels)):
         return
     batches = [torch.from_numpy(pair(tile)).to(inference.device) for tile in tiles]
     maps = [encode(network, *inference.inputs(batch)) for batch in batches]
     differences = [difference_features(each) for each in maps]
     save_figure(difference_plate(tiles, differences), out, "difference")
     yield figure("difference", "How the dates differ, from shallow to deep", DIFFERENCE)
-    pixels = [choice.pixel for choice in chosen]
     if not (has_retrieval(network) or any(pixels)):
         return
     retrieved = [retrieved_levels(network, each) for each in maps]
