@@ -113,8 +113,8 @@ def test_evidence_says_in_words_what_it_draws():
     assert fourth.count("6 % on changed ground") == 2  # one of sixteen positions
     assert fifth.count("100 % on changed ground") == 2
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles[5:11] == ["retrieved from $t_1$", "retrieved from $t_2$", "energy in $t_1$",
-                            "energy in $t_2$", "positions of $t_1$", "positions of $t_2$"]  # fmt: skip
+    kinds = ("retrieved from", "energy in", "positions of")
+    assert titles[5:11] == [f"{kind} $t_{date}$" for kind in kinds for date in (1, 2)]
     assert sum(isinstance(each, AxesImage) for axes in figure.axes for each in axes.images) == 17
 
 
