@@ -337,15 +337,16 @@ def _plate(columns: Mapping[str, Sequence[Pixels]]) -> Figure:
     side = min(1.2, (WIDTH - (across + 1) * gap) / across)
     width, height = max(4.4, across * (side + gap) + gap), down * (side + gap) + foot
     margin = (width - across * (side + gap) + gap) / 2
+    heads = [f"({chr(ord('a') + column)}) {title}" for column, title in enumerate(columns)]
+    size = min(_fitting(head, side, 7.0) for head in heads)
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height))
-        for column, (title, pictures) in enumerate(columns.items()):
+        for column, pictures in enumerate(columns.values()):
             left = margin + column * (side + gap)
             for row, picture in enumerate(pictures):
                 _show(_panel(figure, (left, row * (side + gap) + 0.01, side)), picture)
-            words = f"({chr(ord('a') + column)}) {title}"
-            figure.text((left + side / 2) / width, (foot - 0.01) / height, words, ha="center",
-                        va="top", fontsize=_fitting(words, side, 7.0))  # fmt: skip
+            figure.text((left + side / 2) / width, (foot - 0.01) / height, heads[column],
+                        ha="center", va="top", fontsize=size)  # fmt: skip
     return figure
 
 
