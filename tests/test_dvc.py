@@ -161,8 +161,8 @@ FORMATS = {  # whoever reads a file depends on the file; whoever writes it decla
 }  # fmt: skip
 UNUSED = {  # imported by a module that is declared, for a part of it that the stage does not call
     "train": {"dsfer/prediction.py"},  # stitching
-    # counts of tiles by scene, and batches
-    "figures": {"dsfer/metrics.py", "dsfer/data/batches.py"},
+    # counts, batches, and losses over several processes
+    "figures": {"dsfer/metrics.py", "dsfer/data/batches.py", "dsfer/distributed.py"},
     # building a training, and several processes
     "evaluate": {
         "dsfer/losses.py",
@@ -171,6 +171,7 @@ UNUSED = {  # imported by a module that is declared, for a part of it that the s
         "dsfer/averaging.py",
         "dsfer/data/augmentation.py",
         "dsfer/optimisation.py",
+        "dsfer/data/augmentation.py",
     },
 }
 

@@ -13,7 +13,7 @@ from shapely.geometry import box
 
 from pipeline import stages
 from pipeline.catalog import catalog_entry
-from pipeline.stages import crop, download, evaluate, report, shard, split, train, validate
+from pipeline.stages import crop, download, evaluate, figures, report, shard, split, train, validate
 from tests.disks import PAGE, Disk
 from tests.test_bad_input import configure, imagery
 from tests.test_crop import GRID, write
@@ -32,6 +32,7 @@ OUTPUTS: dict[Callable[[], None], list[Path]] = {
         for name in ("weights.safetensors", "weights.json", "history.csv", "settings.json")
     ],
     evaluate.main: [MODEL / "evaluation"],
+    figures.main: [MODEL / "figures"],
     report.main: [MODEL / "report.html"],
 }  # fmt: skip
 """What each stage writes; each of these is replaced as a whole."""

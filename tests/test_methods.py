@@ -17,7 +17,7 @@ from dsfer.errors import CheckpointError
 from dsfer.training import Interrupted
 from pipeline.params import current_settings
 from pipeline.params import main as print_params
-from pipeline.stages import crop, download, evaluate, report, shard, split, train, validate
+from pipeline.stages import crop, download, evaluate, figures, report, shard, split, train, validate
 from tests.test_training import identical, trainer
 from tests.tiles import tiny_pairs
 
@@ -77,7 +77,7 @@ def test_a_network_trains_and_is_evaluated_under_its_own_recipe(project, model, 
     configure(project, model=model, **ADAPTED.get(model, {}))
     print_params()
     assert f"default of {model}" in capsys.readouterr().out
-    for stage in (train, evaluate, report):
+    for stage in (train, evaluate, figures, report):
         stage.main()
     settings = current_settings()
     out = settings.model_folder

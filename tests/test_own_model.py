@@ -17,9 +17,9 @@ MODULE, LINE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (RECIPE,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 
 STAGES = """
-from pipeline.stages import evaluate, report, train
+from pipeline.stages import evaluate, figures, report, train
 
-for stage in (train, evaluate, report):
+for stage in (train, evaluate, figures, report):
     stage.main()
 """
 
