@@ -5,6 +5,7 @@ matplotlib figure for a two-column page: letters, lines and scales stay vectors 
 pixels the tile's own. Shapes: h, w are rows and columns of one tile.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from dsfer.data.tars import Pixels
 from dsfer.errors import DataError
 from dsfer.features import Map, RetrievedLevel
 from dsfer.figures import ERROR_COLOURS, error_map, mask_picture
-from dsfer.files import atomic_path
+from dsfer.files import write_bytes
 from dsfer.losses import reduce_labels
 
 WIDTH = 7.16  # inches, a two-column page of the IEEE journals
@@ -318,9 +319,11 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.pdf", folder / f"{name}.png"]
     with rc_context(STYLE):
         for path in paths:
-            dated = {"CreationDate": None} if path.suffix == ".pdf" else None
-            with atomic_path(path) as temporary:
-                figure.savefig(temporary, dpi=DPI, metadata=dated)
+            kind = path.suffix[1:]
+            dated = {"CreationDate": None} if kind == "pdf" else None
+            drawn = io.BytesIO()  # a disk that fills up must not interrupt matplotlib's own writing
+            figure.savefig(drawn, format=kind, dpi=DPI, metadata=dated)
+            write_bytes(path, drawn.getvalue())
     return paths
 
 

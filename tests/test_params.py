@@ -108,6 +108,7 @@ WRONG = {
                ("s3://key:secret@bucket/x", "s3://...")],
     "processes": [0, -1, 1.5, None, True, "two"],
     "overlap": [1, -0.1, float("nan"), float("inf"), None, True, "0.5"],
+    "figures": [[], "tile", ["tile@3"], ["tile@-1,2"], [7]],
 }  # fmt: skip
 
 
@@ -155,6 +156,7 @@ RIGHT = {
     "device": ["auto", "cpu", "cuda"],
     "compile": [True, False],
     "overlap": [0, 0.25],
+    "figures": [None, ["a"], ["a@0,1", "b"]],
     "workers": [1, 8],
     "processes": [1, 8],
 }
