@@ -108,7 +108,7 @@ WRONG = {
                ("s3://key:secret@bucket/x", "s3://...")],
     "processes": [0, -1, 1.5, None, True, "two"],
     "overlap": [1, -0.1, float("nan"), float("inf"), None, True, "0.5"],
-    "figures": [[], "tile", ["tile@3"], ["tile@-1,2"], [7]],
+    "figures": [[], "tile", (["tile@3"], "tile@3"), (["tile@-1,2"], "tile@-1,2"), ([7], "7")],
 }  # fmt: skip
 
 
