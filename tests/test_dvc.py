@@ -171,7 +171,6 @@ UNUSED = {  # imported by a module that is declared, for a part of it that the s
         "dsfer/averaging.py",
         "dsfer/data/augmentation.py",
         "dsfer/optimisation.py",
-        "dsfer/data/augmentation.py",
     },
 }
 
