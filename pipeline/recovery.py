@@ -40,8 +40,9 @@ SURELY_DEAD = 600
 Experiments that run at the same time share the cache; what they write is seconds old.
 """
 
-SURELY_LEFT = 0.5
-"""The same for an entry of the run cache, which takes a living process milliseconds."""
+LEFT_BEHIND = 0.5
+"""Seconds that an entry of the run cache stays unfinished only if its process is dead: a living one
+needs milliseconds for it."""
 
 
 def recover(root: Path) -> None:
@@ -130,12 +131,15 @@ def _readable(lockfile: Lockfile) -> bool:
 
 def _mend_cache(repo: Repo) -> None:
     runs, cache = Path(repo.stage_cache.cache_dir), Path(repo.cache.local.path)
-    _remove([path for path in runs.glob("*/*/*.tmp") if _is_older(path, SURELY_LEFT)])
-    for entry in runs.glob("*/*"):
-        if entry.is_dir() and not any(entry.iterdir()) and _is_older(entry, SURELY_LEFT):
-            with suppress(OSError):  # another has removed it, or filled it after all
-                entry.rmdir()
-                log.warning("%s, an entry of the run cache, is empty: removed", entry)
+    unfinished = list(runs.glob("*/*/*.tmp"))
+    empty = [path for path in runs.glob("*/*") if path.is_dir() and not any(path.iterdir())]
+    if unfinished or empty:
+        time.sleep(LEFT_BEHIND)
+    _remove([path for path in unfinished if path.exists()])
+    for entry in (*empty, *{path.parent for path in unfinished}):
+        with suppress(OSError):  # another has removed it, or filled it after all
+            entry.rmdir()
+            log.warning("%s, an entry of the run cache, is empty: removed", entry)
     temporary = filter(_is_temporary, (*cache.glob("*.tmp"), *cache.glob("??/*.tmp")))
     _remove([path for path in temporary if _is_older(path, SURELY_DEAD)])
 

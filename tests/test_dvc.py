@@ -159,19 +159,14 @@ FORMATS = {  # whoever reads a file depends on the file; whoever writes it decla
     "dsfer/data/manifest.py", "dsfer/data/scenes.py", "dsfer/data/shards.py",
     "dsfer/data/shard_index.py", "dsfer/data/tars.py", "dsfer/weights.py", "pipeline/results.py",
 }  # fmt: skip
+TRAINING = {  # building a training, and several processes
+    "dsfer/training.py", "dsfer/distributed.py", "dsfer/averaging.py",
+    "dsfer/data/augmentation.py", "dsfer/optimisation.py",
+}  # fmt: skip
 UNUSED = {  # imported by a module that is declared, for a part of it that the stage does not call
     "train": {"dsfer/prediction.py"},  # stitching
-    # counts, batches, and losses over several processes
-    "figures": {"dsfer/metrics.py", "dsfer/data/batches.py", "dsfer/distributed.py"},
-    # building a training, and several processes
-    "evaluate": {
-        "dsfer/losses.py",
-        "dsfer/training.py",
-        "dsfer/distributed.py",
-        "dsfer/averaging.py",
-        "dsfer/data/augmentation.py",
-        "dsfer/optimisation.py",
-    },
+    "figures": {"dsfer/metrics.py", "dsfer/data/batches.py", *TRAINING},  # counts of a split
+    "evaluate": {"dsfer/losses.py", *TRAINING},
 }
 
 

@@ -256,7 +256,7 @@ def test_a_sweep_goes_on_when_the_worker_of_its_queue_is_killed(project, tmp_pat
     (row,) = json.loads(out.read_text())
     assert row["status"] == "done"
     log = dvc(project, "queue", "logs", row["experiment"])
-    assert set(executed(log)) <= {"train", "evaluate", "report"}
+    assert set(executed(log)) <= {"train", "evaluate", "figures", "report"}
     assert "continuing from step" in log or "Stage 'train' is cached" in log
     assert not training(project) and not list(project.glob(".dvc/tmp/exps/tmp*"))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import rasterio
+from rasterio._err import CPLE_BaseError  # what `rasterio.shutil.copy` lets through as it is
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetWriter
 
@@ -49,9 +50,9 @@ def gdal_writes(path: Path) -> Iterator[None]:
     with naming(path):
         try:
             yield
-        except (RasterioError, RuntimeError) as error:  # the latter is pyogrio's
+        except (RasterioError, CPLE_BaseError, RuntimeError) as error:  # the last is pyogrio's
             full = has_hardly_any_room(path.parent)
-            if not full and not isinstance(error, RasterioError):
+            if not full and isinstance(error, RuntimeError):
                 raise
             reason = errno.ENOSPC if full else errno.EIO
             raise OSError(reason, os.strerror(reason)) from error

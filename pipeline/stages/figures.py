@@ -34,6 +34,7 @@ from dsfer.plates import (
     save_figure,
 )
 from dsfer.weights import read_metadata
+from pipeline.model import open_shards
 from pipeline.params import Settings, current_settings
 from pipeline.published import load_published
 from pipeline.results import read_tiles
@@ -61,7 +62,7 @@ class Choice:
 def main() -> None:
     """Run the stage."""
     settings = current_settings()
-    test = TileShards(settings.folder / "shards" / "test")
+    test = open_shards(settings, "test")
     asked_for = settings.params.figures
     chosen = asked(asked_for, test) if asked_for else picked(read_tiles(counted(settings)))
     tiles = [read_tile(test, choice.tile) for choice in chosen]
