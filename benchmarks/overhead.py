@@ -2,7 +2,7 @@
 
     python -m benchmarks.overhead
 
-A copy of the project is run once on four tiny scenes; then every way finds all eight stages up to
+A copy of the project is run once on four tiny scenes; then every way finds all stages up to
 date. Server and worker are started beforehand, as `make up` does.
 """
 
@@ -46,7 +46,7 @@ def main(
                 "dvc repro": lambda: dvc(project, "repro"),
                 "dvc status": lambda: dvc(project, "status"),
                 "dvc --version: Python and its imports": lambda: dvc(project, "--version"),
-                "stage by stage: dvc repro --single-item, eight times": lambda: [
+                f"stage by stage: dvc repro --single-item, {len(STAGES)} times": lambda: [
                     dvc(project, "repro", "--single-item", stage) for stage in STAGES
                 ],
                 "flow `pipeline` through Prefect's server and worker": flow,
