@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -122,14 +122,19 @@ def _enqueue(experiments: Mapping[str, dict[str, Any]], stopped: Event) -> None:
 
 def _start_workers(jobs: int) -> None:
     _dvc("queue", "start", "--jobs", str(jobs))
-    waiting = Retrying(
-        retry=retry_if_result(lambda works: not works),
+    if not _comes_true(_has_worker, START_LIMIT):
+        raise QueueError("no worker starts", where="DVC's queue", mend=f"see {WORKERS}/*.out")
+
+
+def _comes_true(question: Callable[[], bool], seconds: float) -> bool:
+    """Ask again and again, for so many seconds, until the answer is yes."""
+    asking = Retrying(
+        retry=retry_if_result(lambda yes: not yes),
         wait=wait_fixed(0.2),
-        stop=stop_after_delay(START_LIMIT),
+        stop=stop_after_delay(seconds),
         retry_error_callback=lambda _: False,
     )
-    if not waiting(_has_worker):
-        raise QueueError("no worker starts", where="DVC's queue", mend=f"see {WORKERS}/*.out")
+    return asking(question)
 
 
 def _has_worker() -> bool:
@@ -182,16 +187,10 @@ def _withdraw(names: Collection[str]) -> None:
                 queue.remove([name for name in status if status[name] == "Queued"])
         return not _open(names)
 
-    patience = Retrying(
-        retry=retry_if_result(lambda gone: not gone),
-        wait=wait_fixed(0.2),
-        stop=stop_after_delay(GRACE),
-        retry_error_callback=lambda _: False,
-    )
-    if not patience(are_gone):
+    if not _comes_true(are_gone, GRACE):
         with Repo() as repo, suppress(DvcException):  # gone after all
             repo.experiments.celery_queue.kill(_open(names), force=True)
-        patience(are_gone)
+        _comes_true(are_gone, GRACE)
 
 
 def _interrupt(queue: LocalCeleryQueue, names: Collection[str], asked: set[str]) -> None:

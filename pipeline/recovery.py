@@ -135,7 +135,7 @@ def _mend_cache(repo: Repo) -> None:
     empty = [path for path in runs.glob("*/*") if path.is_dir() and not any(path.iterdir())]
     if unfinished or empty:
         time.sleep(LEFT_BEHIND)
-    _remove([path for path in unfinished if path.exists()])
+    _remove(unfinished)
     for entry in (*empty, *{path.parent for path in unfinished}):
         with suppress(OSError):  # another has removed it, or filled it after all
             entry.rmdir()
@@ -162,8 +162,9 @@ def _is_older(path: Path, seconds: float) -> bool:
 
 def _remove(dead: list[Path]) -> None:
     for path in dead:
-        path.unlink(missing_ok=True)
-        log.info("removed %s, which a killed DVC left", path)
+        with suppress(FileNotFoundError):  # another has removed it, or finished it after all
+            path.unlink()
+            log.info("removed %s, which a killed DVC left", path)
 
 
 def _forget_experiment(git: Git, *, killed: bool) -> None:

@@ -34,6 +34,7 @@ ADAPTED = {
     # Not thinner: on CPUs torch 2.15 crashes in the backward pass of a 1x1 convolution of stride 2
     # from 8 to 16 channels, channels last, on maps of 64x64, which is in DSAMNet's second layer.
     "dsamnet": {"width": 0.25},
+    "fc-siam-conc": {"lr": 0.003},  # below, four steps bring less than dropout hides
     "frnet": {"lr": 0.002},  # 5e-5 is too little to be seen in four steps
 }
 
@@ -83,7 +84,7 @@ def test_a_network_trains_and_is_evaluated_under_its_own_recipe(project, model, 
     out = settings.model_folder
     history = pd.read_csv(out / "training/history.csv")
     assert history["step"].tolist() == [1, 2, 3, 4]
-    assert history["train/loss"].min() < history["train/loss"].iloc[0]
+    assert history["train/loss"].iloc[-1] < history["train/loss"].iloc[0]
     written = json.loads((out / "training/settings.json").read_text())
     assert written["values"]["recipe"] == settings.recipe_name
     metrics = json.loads((out / "evaluation/metrics.json").read_text())
@@ -101,7 +102,7 @@ def test_under_the_common_recipe_the_losses_stay_the_methods_own(project):
     configure(project, model="stanet", recipe="common", variant="bam", lr=0.001)
     train.main()
     history = pd.read_csv(current_settings().model_folder / "training/history.csv")
-    assert history["train/loss"].min() < history["train/loss"].iloc[0]
+    assert history["train/loss"].iloc[-1] < history["train/loss"].iloc[0]
 
 
 def test_weights_of_another_method_are_refused(project):
