@@ -95,7 +95,7 @@ class Report:
         self._file = json_file
         self._tables: list[dict[str, object]] = []
         self._notes: list[str] = []
-        self._content = {
+        self._content: dict[str, object] = {
             "command": " ".join(["python -m", *_module_and_arguments()]),
             "device": describe(device),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -153,6 +153,16 @@ class Report:
         """Add a sentence that follows from the tables."""
         self._console.print(f"\n{text}", highlight=False)
         self._notes.append(text)
+        self._write()
+
+    def rows(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Show what belongs to no comparison: a line for each row, a column for each key."""
+        table = Table(*rows[0], box=box.MARKDOWN)
+        for row in rows:
+            table.add_row(*(_figures(v) if isinstance(v, float) else str(v) for v in row.values()))
+        self._console.print()
+        self._console.print(table)
+        self._content["rows"] = list(rows)
         self._write()
 
     def _write(self) -> None:

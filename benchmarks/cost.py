@@ -1,0 +1,237 @@
+"""What every network of Table II costs, as the paper measured it and as users need it.
+
+    python -m benchmarks.cost [--tiles 16] [--size 256] [--only dsfer-net]
+
+As the paper: the wall time of a test loop of one pair at a time in float32, from files to
+predictions (with torch's defaults, under which a GPU convolves float32 in TF32). As users need it:
+from shards to counts at the batch size that is fastest, in bf16 where the device has it; the time
+from one pair to its logits, and the memory of a batch. Weights are drawn, not trained; neither
+changes what a pass costs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import nn
+
+import dsfer
+from benchmarks import plain
+from benchmarks.arithmetic import flops_of_pair
+from benchmarks.demo import DemoTiles, demo_tiles
+from benchmarks.side_by_side import Report, Timing, clock, compare
+from dsfer.data.batches import BatchSource
+from dsfer.evaluation import Inference, Precision, count_tiles, has_bf16
+from dsfer.models import MODELS, count_parameters
+from pipeline.frozen import did_you_mean
+from pipeline.published import COMPARED, load_published
+
+MEBIBYTE = 2**20
+
+LATENCY_PASSES = 10
+"""Passes over one pair that are timed at once."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A row of the table.
+
+    Attributes:
+        model: name of the network.
+        variant: which of its variants, the one that Table II is of; None where it has none.
+        parameters: as Table II counts them.
+        gmacs: of one pair, forward: half the operations of convolutions and matrix products.
+        test_loop_s: seconds that the paper's loop takes over `test_pairs`.
+        test_pairs: how many those are.
+        pairs_per_second: from shards to counts, at `batch` and in `precision`.
+        latency_ms: from one pair on the device to its logits, in `precision`.
+        peak_mib: of the network and one batch in the device's memory; None on a CPU.
+    """
+
+    model: str
+    variant: str | None
+    parameters: int
+    gmacs: float
+    test_loop_s: float
+    test_pairs: int
+    pairs_per_second: float
+    batch: int
+    latency_ms: float
+    peak_mib: float | None
+    precision: Precision
+
+
+def main(
+    tiles: int = 512 if torch.cuda.is_available() else 16,
+    size: int = 256,
+    batches: Annotated[list[int] | None, typer.Option(help="batch sizes to try")] = None,
+    rounds: int = 3,
+    workers: int = 2,
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    only: Annotated[list[str] | None, typer.Option(help="networks, all by default")] = None,
+    json: Annotated[Path | None, typer.Option(help="also write the numbers to this file")] = None,
+) -> None:
+    """Render tiles, then time every network in turn."""
+    where = torch.device(device)
+    report = Report(where, json)
+    networks = {name: build(name, size, where) for name in only or load_published().cost}
+    sizes = batches or ([16, 64, 128] if where.type == "cuda" else [1, 8])
+    with demo_tiles(tiles, size) as data:
+        count = len(data.split("val"))
+        loops = compare(
+            {name: partial(test_loop, net, data, where, workers) for name, net in networks.items()},
+            items=count,
+            rounds=rounds,
+            warm_up=1 if where.type == "cuda" else 0,
+        )
+        report.add(f"test loop, {count} pairs of {size} px one at a time", loops, "pairs")
+        for net in networks.values():
+            net.to(memory_format=torch.channels_last)
+        best = {name: best_batch(net, data, where, sizes) for name, net in networks.items()}
+        rates = compare(
+            {name: scorer(net, data, where, best[name]) for name, net in networks.items()},
+            items=count,
+            rounds=rounds,
+        )
+        report.add(f"scoring {count} pairs of {size} px, each at its best batch", rates, "pairs")
+        delays = compare(
+            {name: single_pair(net, size, where) for name, net in networks.items()},
+            items=LATENCY_PASSES,
+            rounds=rounds,
+        )
+        report.add(f"one pair of {size} px, {LATENCY_PASSES} times", delays, "pairs")
+    rows = [
+        row_of(name, net, size, count, best[name], *timings)
+        for (name, net), *timings in zip(networks.items(), loops, rates, delays, strict=True)
+    ]
+    report.rows([asdict(row) for row in rows])
+
+
+def build(name: str, size: int, device: torch.device) -> nn.Module:
+    """A network in evaluation mode, in the variant that Table II counts."""
+    if name not in MODELS:
+        raise SystemExit(f"--only {name}: no such network{did_you_mean(name, MODELS)}")
+    torch.manual_seed(0)
+    options = dict(MODELS[name].variants.get(variant_of(name) or "", {}))
+    if name == "dsfer-net":
+        options["image_size"] = size
+    return dsfer.create_model(name, **options).to(device).eval()
+
+
+def variant_of(name: str) -> str | None:
+    """The variant that Table II is of."""
+    return next((v for v in MODELS[name].variants if v in COMPARED), None)
+
+
+def test_loop(model: nn.Module, data: DemoTiles, device: torch.device, workers: int) -> np.ndarray:
+    """The paper's way."""
+    torch.backends.cudnn.allow_tf32 = True
+    split = data.split("val")
+    tiles = plain.PngTiles(data.png, split.mean, split.std)
+    return plain.count_tiles(model, tiles, device, workers=workers)
+
+
+def best_precision(device: torch.device) -> Precision:
+    """What the pipeline computes in where the recipe leaves it the choice."""
+    return "bf16" if has_bf16(device) else "float32"
+
+
+def inference_of(
+    mean: Sequence[float], std: Sequence[float], device: torch.device, batch: int
+) -> Inference:
+    """How a network is run as users need it."""
+    scale = [torch.tensor(values, device=device) for values in (mean, std)]
+    return Inference(scale[0], scale[1], best_precision(device), batch)
+
+
+def scorer(
+    model: nn.Module, data: DemoTiles, device: torch.device, batch: int
+) -> Callable[[], torch.Tensor]:
+    """A function that scores all tiles, from shards to counts."""
+    split = data.split("val")
+    inference = inference_of(split.mean, split.std, device, batch)
+
+    def score() -> torch.Tensor:
+        return count_tiles(model, BatchSource(split, device, in_memory=False), inference)[0]
+
+    return score
+
+
+def best_batch(model: nn.Module, data: DemoTiles, device: torch.device, sizes: list[int]) -> int:
+    """The batch size of the highest rate, of those for which the device has the memory."""
+    rates: dict[int, float] = {}
+    for size in sizes:
+        score = scorer(model, data, device, size)
+        try:
+            score()
+            started = clock()
+            score()
+        except torch.cuda.OutOfMemoryError:
+            break
+        rates[size] = 1 / (clock() - started)
+    if not rates:
+        raise SystemExit(f"{type(model).__name__} does not fit the device; try smaller --batches")
+    return max(rates, key=rates.__getitem__)
+
+
+def single_pair(model: nn.Module, size: int, device: torch.device) -> Callable[[], torch.Tensor]:
+    """A function that runs the network over one pair, several times."""
+    pair = torch.randint(256, (1, 2, size, size, 3), dtype=torch.uint8, device=device)
+    inference = inference_of((0.0, 0.0, 0.0), (255.0, 255.0, 255.0), device, 1)
+
+    def run() -> torch.Tensor:
+        with torch.inference_mode(), inference.autocast():
+            for _ in range(LATENCY_PASSES):
+                logits = model(*inference.inputs(pair)).logits
+        return logits  # type: ignore[no-any-return]
+
+    return run
+
+
+def row_of(
+    name: str,
+    model: nn.Module,
+    size: int,
+    count: int,
+    batch: int,
+    loop: Timing,
+    rate: Timing,
+    delay: Timing,
+) -> Cost:
+    """What was measured of a network, with what can be counted."""
+    device = next(model.parameters()).device
+    return Cost(
+        model=name,
+        variant=variant_of(name),
+        parameters=count_parameters(model).counted,
+        gmacs=flops_of_pair(model, size, training=False) / 2e9,
+        test_loop_s=loop.seconds,
+        test_pairs=count,
+        pairs_per_second=rate.rate,
+        batch=batch,
+        latency_ms=1000 * delay.seconds / LATENCY_PASSES,
+        peak_mib=peak_memory(model, size, batch) if device.type == "cuda" else None,
+        precision=best_precision(device),
+    )
+
+
+def peak_memory(model: nn.Module, size: int, batch: int) -> float:
+    """MiB of GPU memory that the weights and a pass over one batch take at most."""
+    device = next(model.parameters()).device
+    own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    pairs = torch.zeros((batch, 2, size, size, 3), dtype=torch.uint8, device=device)
+    inference = inference_of((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), device, batch)
+    with torch.inference_mode(), inference.autocast():
+        model(*inference.inputs(pairs))
+    return (torch.cuda.max_memory_allocated(device) - before + own) / MEBIBYTE
+
+
+if __name__ == "__main__":
+    typer.run(main)
