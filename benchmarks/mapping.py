@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import numpy as np
 import rasterio
@@ -32,6 +32,9 @@ from dsfer.data.workers import usable_cpus
 from dsfer.detector import Detector
 from dsfer.mapping.predict import MapOptions
 from dsfer.weights import Metadata, save_weights
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 TILE = 256
 BATCH = 8
@@ -68,7 +71,7 @@ def main(
                 f"three of which run at the same time: {shares}."
             )
             for way in WAYS:
-                peaks.setdefault(way, []).append(in_a_process_of_its_own(way, weights, pair))
+                peaks.setdefault(way, []).append(separately(peak_memory, way, weights, pair))
     for way, (at_small, at_large) in peaks.items():
         report.note(
             f"Peak memory above the network, {way}: {at_small:,.0f} MB at {small} px, "
@@ -169,14 +172,14 @@ def check_alike(pair: tuple[Path, Path], detector: Detector) -> None:
         raise SystemExit(f"probabilities differ by {apart:.2g} from the straightforward ones")
 
 
-def in_a_process_of_its_own(way: str, weights: Path, pair: tuple[Path, Path]) -> float:
-    """Peak memory in MB of one way, above what a process holds with the network loaded."""
+def separately(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """What a function returns in a process of its own, whose memory nothing else has touched."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(peak_memory, way, weights, pair).result()
+        return pool.submit(function, *args, **kwargs).result()
 
 
 def peak_memory(way: str, weights: Path, pair: tuple[Path, Path]) -> float:
-    """See `in_a_process_of_its_own`; to be called once in a process."""
+    """Peak memory in MB of one way, above what a process holds with the network loaded."""
     detector = dsfer.load(weights, batch_size=BATCH)
     before = resident("VmRSS")
     WAYS[way](detector, *pair)

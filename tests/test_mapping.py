@@ -28,7 +28,7 @@ from dsfer.errors import ConfigError, DataError, DsferError, GridMismatchError
 from dsfer.evaluation import Inference
 from dsfer.mapping.grids import Grid
 from dsfer.mapping.pair import RasterPair, Reading
-from dsfer.mapping.polygons import draw_polygons, trace_polygons
+from dsfer.mapping.polygons import draw_polygons, mean_probability, trace_polygons
 from dsfer.mapping.predict import MapOptions, predict_raster
 from dsfer.mapping.raw import RawRaster
 from dsfer.mapping.scoring import Label
@@ -144,6 +144,14 @@ def test_polygons_drawn_again_are_the_class_raster(tmp_path_factory, rows, cols,
     assert polygons["area_m2"].sum() == pytest.approx(
         4 * (classes == 1).sum() / 0.9996**2, rel=1e-3
     )
+    probability = generator.random((rows, cols), np.float32)
+    probability[generator.random((rows, cols)) < 0.1] = np.nan
+    strips = ((start, probability[start : start + 3]) for start in range(0, rows, 3))
+    means = mean_probability(polygons, grid, strips)
+    for outline, mean in zip(polygons.geometry, means, strict=True):
+        inside = rasterize([outline], out_shape=(rows, cols), transform=PLACE) == 1
+        some = probability[inside & np.isfinite(probability)]
+        assert np.isnan(mean) if some.size == 0 else mean == pytest.approx(some.mean(), rel=1e-5)
 
 
 def test_small_changes_and_small_holes_go_from_raster_and_polygons_alike(tmp_path):
@@ -159,6 +167,22 @@ def test_small_changes_and_small_holes_go_from_raster_and_polygons_alike(tmp_pat
     np.testing.assert_array_equal(read(tmp_path / "out/change.tif"), expected)
     assert summary["changes"] == 1
     assert summary["changed_area_m2"] == pytest.approx(1600, rel=2e-3)
+
+
+def test_a_change_in_a_hole_that_is_closed_belongs_to_what_surrounds_it(tmp_path):
+    images = np.full((2, 40, 40, 3), 90, np.uint8)
+    images[1, 5:25, 5:25] = 250
+    images[1, 10:20, 10:20] = 90
+    images[1, 13:16, 13:16] = 250  # an island
+    files = [write(tmp_path / f"{i}.tif", images[i]) for i in range(2)]
+    summary = predict_raster(
+        *files, detector(), tmp_path / "out", options=MapOptions(fill_holes=500)
+    )
+    assert summary["changes"] == 1
+    assert summary["changed_area_m2"] == pytest.approx(1600, rel=2e-3)
+    probability = read(tmp_path / "out/probability.tif")
+    (mean,) = gpd.read_file(tmp_path / "out/changes.gpkg")["mean_probability"]
+    assert mean == pytest.approx(probability[5:25, 5:25].mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize("crs", [4326, 3857, 32633])

@@ -1,18 +1,17 @@
 """Change polygons of a class raster, and the raster that polygons stand for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
-import pandas as pd
+import numpy.typing as npt
 import rasterio
-from exactextract import exact_extract
-from exactextract.raster import RasterioRasterSource
+import shapely
 from pyproj import Geod, Transformer
 from rasterio.features import rasterize, shapes
 from rasterio.transform import Affine
-from shapely import MultiPolygon, Polygon, transform
+from shapely import MultiPolygon, Polygon
 from shapely.geometry import shape
 
 from dsfer.data.new_raster import gdal_writes
@@ -41,23 +40,42 @@ def trace_polygons(
     Returns:
         Columns `id`, `area_m2` and `geometry`, in the CRS of the grid, from north to south.
     """
-    degrees = Transformer.from_crs(grid.crs.to_wkt(), "EPSG:4326", always_xy=True)
-
-    def area(polygon: Polygon) -> float:
-        """Square metres on the ellipsoid, whatever the CRS."""
-        outline = transform(polygon, degrees.transform, interleaved=False)
-        return abs(_ELLIPSOID.geometry_area_perimeter(outline)[0])
-
-    def filled(polygon: Polygon) -> Polygon:
-        holes = [ring for ring in polygon.interiors if area(Polygon(ring)) >= fill_holes]
-        return Polygon(polygon.exterior, holes)
-
-    kept = [filled(polygon) if fill_holes else polygon for polygon in _outlines(classes)]
-    areas = [area(polygon) for polygon in kept]
-    table = gpd.GeoDataFrame({"area_m2": areas}, geometry=kept, crs=grid.crs.to_wkt())
+    outlines = list(_outlines(classes))
+    if fill_holes:
+        outlines = _filled(outlines, grid, fill_holes)
+    table = gpd.GeoDataFrame(
+        {"area_m2": _areas(outlines, grid)}, geometry=outlines, crs=grid.crs.to_wkt()
+    )
     table = table[table["area_m2"] >= min_area].reset_index(drop=True)
     table.insert(0, "id", np.arange(1, len(table) + 1))
     return table
+
+
+def _filled(outlines: list[Polygon], grid: Grid, fill_holes: float) -> list[Polygon]:
+    """Polygons without the holes below `fill_holes` square metres."""
+    holes = [Polygon(ring) for outline in outlines for ring in outline.interiors]
+    stays = iter(_areas(holes, grid) >= fill_holes)
+    return [
+        Polygon(outline.exterior, [ring for ring in outline.interiors if next(stays)])
+        for outline in outlines
+    ]
+
+
+def _areas(polygons: list[Polygon], grid: Grid) -> npt.NDArray[np.float64]:
+    """Square metres of each on the ellipsoid, whatever the CRS."""
+    # All corners are transformed in one call, which for small polygons is most of the work.
+    degrees = Transformer.from_crs(grid.crs.to_wkt(), "EPSG:4326", always_xy=True)
+    rings, owners = shapely.get_rings(np.array(polygons, object), return_index=True)
+    corners, of_ring = shapely.get_coordinates(rings, return_index=True)
+    starts = np.searchsorted(of_ring, np.arange(len(rings)))
+    lon, lat = (np.split(values, starts)[1:] for values in degrees.transform(*corners.T))
+    areas = [
+        abs(_ELLIPSOID.polygon_area_perimeter(*ring)[0]) for ring in zip(lon, lat, strict=True)
+    ]
+    outer = np.diff(owners, prepend=-1) > 0  # the first ring of each; the others are its holes
+    total = np.zeros(len(polygons))
+    np.add.at(total, owners, np.where(outer, areas, np.negative(areas)))
+    return total
 
 
 def _outlines(classes: Path) -> Iterator[Polygon]:
@@ -68,33 +86,51 @@ def _outlines(classes: Path) -> Iterator[Polygon]:
                 yield shape(outline)
 
 
-def mean_probability(polygons: gpd.GeoDataFrame, probability: Path) -> pd.Series:
-    """Mean of a probability raster inside each polygon, NaN where it has no data."""
-    if polygons.empty:
-        return pd.Series(dtype=float)
-    with rasterio.open(probability) as raster:
-        source = RasterioRasterSource(raster)
-        means = exact_extract(source, polygons, ["mean"], output="pandas")
-    return pd.Series(means["mean"].to_numpy(), polygons.index)
+def mean_probability(
+    polygons: gpd.GeoDataFrame, grid: Grid, strips: Iterable[tuple[int, npt.NDArray[np.float32]]]
+) -> npt.NDArray[np.float64]:
+    """Mean probability inside each polygon.
+
+    Args:
+        polygons: from `trace_polygons`, numbered from 1 by `id`.
+        grid: grid that they were traced on.
+        strips: first row of each run of full-width rows, and its probability (h, w), NaN where
+            there is no data.
+
+    Returns:
+        One for each polygon, NaN where it has no data.
+    """
+    totals, counts = np.zeros((2, len(polygons) + 1))
+    for start, probability in strips:
+        owners = _drawn(polygons, grid, start, start + len(probability))
+        known = (owners > 0) & np.isfinite(probability)
+        owners = owners[known]
+        totals += np.bincount(owners, weights=probability[known], minlength=len(totals))
+        counts += np.bincount(owners, minlength=len(counts))
+    with np.errstate(invalid="ignore"):  # 0 / 0 where there is no data
+        return (totals / counts)[1:]
 
 
 def draw_polygons(polygons: gpd.GeoDataFrame, grid: Grid, start: int, stop: int) -> Pixels:
     """Rows of the class raster that polygons stand for: (stop - start, cols), 0 or 1."""
+    return (_drawn(polygons, grid, start, stop) > 0).astype(np.uint8)
+
+
+def _drawn(polygons: gpd.GeoDataFrame, grid: Grid, start: int, stop: int) -> npt.NDArray[np.int32]:
+    """The `id` of the polygon over each pixel of some rows, (stop - start, cols), else 0."""
     left, top = grid.transform @ (0, start)
     right, bottom = grid.transform @ (grid.cols, stop)
-    near = polygons.geometry.iloc[polygons.sindex.query(_box(left, bottom, right, top))]
+    near = polygons.iloc[polygons.sindex.query(shapely.box(left, bottom, right, top))]
     out_shape = stop - start, grid.cols
     if near.empty:
-        return np.zeros(out_shape, np.uint8)
-    here = grid.transform @ Affine.translation(0, start)
-    drawn: Pixels = rasterize(
-        near, out_shape=out_shape, transform=here, default_value=CHANGED, dtype="uint8"
+        return np.zeros(out_shape, np.int32)
+    drawn: npt.NDArray[np.int32] = rasterize(
+        zip(near.geometry, near["id"], strict=True),
+        out_shape=out_shape,
+        transform=grid.transform @ Affine.translation(0, start),
+        dtype="int32",
     )
     return drawn
-
-
-def _box(left: float, bottom: float, right: float, top: float) -> Polygon:
-    return Polygon([(left, bottom), (right, bottom), (right, top), (left, top)])
 
 
 def simplified(polygons: gpd.GeoDataFrame, tolerance: float) -> gpd.GeoDataFrame:

@@ -229,6 +229,8 @@ class _Maps:
         stop = start + len(strip)
         missing = self.change.rows[start:stop] == NODATA
         self.probability.rows[start:stop] = np.where(missing, np.float32(np.nan), strip)
+        self.probability.release()
+        self.change.release()
 
     def _save(self, rows: int) -> None:
         self.probability.flush()
@@ -263,6 +265,11 @@ class _Maps:
         )
         if options.min_area or options.fill_holes:
             self._redraw()
+        if options.fill_holes:
+            # A change inside a hole that was closed is now one with what surrounds it.
+            self.polygons = trace_polygons(
+                self.change.path, self.pair.grid, min_area=0, fill_holes=0
+            )
         self._write_rasters(label, options)
         self._write_polygons(options)
         changed = self.polygons["area_m2"].sum()
@@ -301,15 +308,17 @@ class _Maps:
                 colours=ERROR_PALETTE,
             )
             self.scores = score(
-                label, self.pair, self.detector, self.probability.rows, self.change.rows,
-                errors.rows, threshold=self.detector.threshold(options.threshold),
+                label, self.pair, self.detector, self.probability, self.change, errors,
+                threshold=self.detector.threshold(options.threshold),
             )  # fmt: skip
             errors.write_cog(self.work / "errors.tif", average=False)
             errors.remove()
 
     def _write_polygons(self, options: MapOptions) -> None:
         self.polygons["mean_probability"] = mean_probability(
-            self.polygons, self.work / "probability.tif"
+            self.polygons,
+            self.pair.grid,
+            ((rows.start, self.probability.rows[rows]) for rows in self._blocks()),
         )
         if options.simplify:
             tolerance = options.simplify * self.pair.grid.transform.a

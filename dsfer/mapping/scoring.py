@@ -18,6 +18,7 @@ from dsfer.detector import Detector
 from dsfer.errors import GridMismatchError
 from dsfer.figures import ERROR_COLOURS
 from dsfer.mapping.pair import RasterPair
+from dsfer.mapping.raw import RawRaster
 from dsfer.metrics import change_metrics, confusion_counts, finite, total_counts
 
 ERROR_NAMES = ("TN", "TP", "FP", "FN")
@@ -43,9 +44,9 @@ def score(
     label: Label,
     pair: RasterPair,
     detector: Detector,
-    probability: np.ndarray,
-    change: Pixels,
-    errors: Pixels,
+    probability: RawRaster,
+    change: RawRaster,
+    errors: RawRaster,
     *,
     threshold: float,
 ) -> dict[str, Any]:
@@ -55,9 +56,9 @@ def score(
         label: what really changed.
         pair: the rasters.
         detector: the network, for the protocol `tiles`.
-        probability: (rows, cols) float32 of blended windows, NaN where there is no data.
-        change: (rows, cols) uint8, the class raster.
-        errors: (rows, cols) uint8 to fill in, see `ERROR_NAMES`.
+        probability: float32 of blended windows, NaN where there is no data.
+        change: uint8, the class raster.
+        errors: uint8 to fill in, see `ERROR_NAMES`.
         threshold: probability above which a pixel is changed.
 
     Returns:
@@ -73,19 +74,21 @@ def score(
     totals = dict.fromkeys(("tiles", "stitched", "map"), torch.zeros((1, 4), dtype=torch.int64))
     for start, truth in _label_strips(label, pair, detector.tile_size):
         rows = slice(start, start + len(truth))
-        truth[change[rows] == IGNORE] = IGNORE
+        truth[change.rows[rows] == IGNORE] = IGNORE
         said = {
             "tiles": _isolated(pair, detector, start, truth.shape) > threshold,
-            "stitched": probability[rows] > threshold,
-            "map": change[rows] == 1,
+            "stitched": probability.rows[rows] > threshold,
+            "map": change.rows[rows] == 1,
         }
         for name, changed in said.items():
             totals[name] = totals[name] + confusion_counts(
                 torch.from_numpy(changed)[None], torch.from_numpy(truth)[None]
             )
         # Unchanged and rightly so 0, changed and rightly so 1, false alarm 2, missed 3.
-        errors[rows] = np.array([[0, 3], [2, 1]], np.uint8)[said["map"].astype(int), truth & 1]
-        errors[rows][truth == IGNORE] = IGNORE
+        outcome = np.array([[0, 3], [2, 1]], np.uint8)[said["map"].astype(int), truth & 1]
+        errors.rows[rows] = np.where(truth == IGNORE, np.uint8(IGNORE), outcome)
+        for raster in (probability, change, errors):
+            raster.release()
     counts = {name: total_counts(total) for name, total in totals.items()}
     return {name: finite(change_metrics(total)) | total for name, total in counts.items()}
 

@@ -1,0 +1,76 @@
+"""Maps of large rasters: peak memory, and where the time goes that is not the network's.
+
+    python -m benchmarks.large_maps [--size 3000] [--size 10000] [--size 30000]
+
+The network compares mean colours of neighbourhoods and costs nearly nothing, so that all else shows.
+Peak memory is above what the process holds with the network ready, mapped files included. The disk
+needs some 12 bytes a pixel of the largest size.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+from torch.nn.functional import avg_pool2d
+
+import dsfer
+from benchmarks.mapping import TILE, rasters, resident, separately
+from benchmarks.side_by_side import Report
+from dsfer.detector import Detector
+from dsfer.evaluation import Inference
+from dsfer.mapping.predict import MapOptions
+from dsfer.models.output import ChangeOutput
+from dsfer.weights import Metadata
+
+OVERLAP = 1 / 8
+
+
+def main(
+    size: Annotated[list[int], typer.Option(help="side in pixels; may be repeated")] = [  # noqa: B006
+        3_000,
+        10_000,
+        30_000,
+    ],
+    json: Annotated[Path | None, typer.Option(help="also write the numbers to this file")] = None,
+    keep: Annotated[Path | None, typer.Option(help="leave rasters and maps in this folder")] = None,
+) -> None:
+    """Render rasters of each size, map them and say what it took."""
+    report = Report(torch.device("cpu"), json)
+    for side in size:
+        with tempfile.TemporaryDirectory(prefix="dsfer-benchmark-") as name:
+            folder = keep or Path(name)
+            summary, peak = separately(mapped, rasters(folder, side), folder / "changes")
+        seconds = summary["seconds"]
+        parts = ", ".join(f"{part} {value:,.0f} s" for part, value in seconds.items())
+        report.note(
+            f"{side:,} x {side:,} px: peak memory {peak:,.0f} MB above the network; "
+            f"{summary['changes']:,} changes; {parts}."
+        )
+
+
+def mapped(pair: tuple[Path, Path], out: Path) -> tuple[dict[str, object], float]:
+    """Map a pair: its summary, and the peak memory in MB; to be called once in a process."""
+    inference = Inference(torch.zeros(3), torch.full((3,), 50.0), batch_size=8)
+    record = Metadata("mean colours", {}, (0,) * 3, (50,) * 3, tile_size=TILE)
+    detector = Detector(MeanColours().eval(), inference, record)
+    before = resident("VmRSS")
+    options = MapOptions(overlap=OVERLAP)
+    summary = dsfer.predict_raster(*pair, detector, out, options=options)
+    return summary, (resident("VmHWM") - before) / 1000
+
+
+class MeanColours(nn.Module):
+    """Change where the mean of 15 x 15 pixels differs by more than 50 in red."""
+
+    def forward(self, t1: torch.Tensor, t2: torch.Tensor) -> ChangeOutput:
+        """See `dsfer.models.output`."""
+        means = avg_pool2d(t1[:, :1] - t2[:, :1], 15, 1, 7)[:, 0]
+        change = means.abs() - 1
+        return ChangeOutput(torch.stack((torch.zeros_like(change), 4 * change), dim=1), ())
+
+
+if __name__ == "__main__":
+    typer.run(main)
