@@ -2,14 +2,14 @@
 
     python -m benchmarks.large_maps [--size 3000] [--size 10000] [--size 30000]
 
-The network compares mean colours of neighbourhoods and costs nearly nothing, so that all else shows.
-Peak memory is above what the process holds with the network ready, mapped files included. The disk
-needs some 12 bytes a pixel of the largest size.
+The network compares mean colours of neighbourhoods and costs nearly nothing, so that all else
+shows. Peak memory is above what the process holds with the network ready, mapped files included.
+The disk needs some 12 bytes a pixel of the largest size.
 """
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -51,7 +51,7 @@ def main(
         )
 
 
-def mapped(pair: tuple[Path, Path], out: Path) -> tuple[dict[str, object], float]:
+def mapped(pair: tuple[Path, Path], out: Path) -> tuple[dict[str, Any], float]:
     """Map a pair: its summary, and the peak memory in MB; to be called once in a process."""
     inference = Inference(torch.zeros(3), torch.full((3,), 50.0), batch_size=8)
     record = Metadata("mean colours", {}, (0,) * 3, (50,) * 3, tile_size=TILE)

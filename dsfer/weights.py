@@ -1,9 +1,11 @@
 """Weights on disk: bundles of ours, and state dicts of others.
 
 A bundle is `weights.safetensors` with `weights.json` beside it. The tensors are in the one, and all
-that their use needs is in the other, their hash included: neither is of use without the other.
+that their use needs is in the other, their hash included: neither is of use without the other. The
+record holds a hash of itself, too, so that nothing in it changes unseen.
 """
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -21,8 +23,8 @@ from torch import Tensor, nn
 from dsfer.errors import CheckpointError, DataError, first_line
 from dsfer.files import read_json, sha256_file, write_bytes, write_json
 
-SCHEMA = 2
-"""Of the record. Files of schema 1 had it inside, without threshold, tile size and licence."""
+SCHEMA = 3
+"""Of the record. Schema 1 was inside the tensors' file, schema 2 had no hash of itself."""
 
 Colours = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 
@@ -51,6 +53,7 @@ class Metadata:
         licence: terms of the imagery that the weights come from; None if unknown.
         file: name that the tensors' file was written under.
         sha256: of that file.
+        record_sha256: of all the rest of this record, see `record_hash`.
         onnx: how an exported network is used, see `dsfer.export`; None of weights.
     """
 
@@ -68,6 +71,7 @@ class Metadata:
     licence: str | None = None
     file: str = ""
     sha256: str = ""
+    record_sha256: str = ""
     onnx: dict[str, Any] | None = None
 
 
@@ -91,9 +95,15 @@ def save_weights(model: nn.Module, path: Path, metadata: Metadata) -> None:
 
 
 def write_record(path: Path, metadata: Metadata) -> None:
-    """Write the record of a file of tensors, with that file's hash."""
-    stored = replace(metadata, file=path.name, sha256=sha256_file(path))
-    write_json(record_path(path), asdict(stored))
+    """Write the record of a file of tensors, with that file's hash and its own."""
+    stored = asdict(replace(metadata, file=path.name, sha256=sha256_file(path)))
+    write_json(record_path(path), stored | {"record_sha256": record_hash(stored)})
+
+
+def record_hash(stored: Mapping[str, Any]) -> str:
+    """SHA-256 of the values of a record, whatever its layout, but for `record_sha256` itself."""
+    values = {key: value for key, value in stored.items() if key != "record_sha256"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read_metadata(path: Path, *, model: str | None = None) -> Metadata:
@@ -104,7 +114,7 @@ def read_metadata(path: Path, *, model: str | None = None) -> Metadata:
         model: the model it has to belong to, if that matters.
 
     Raises:
-        CheckpointError: no such file, damaged, of another schema or of another model.
+        CheckpointError: no such file, damaged, changed, of another schema or of another model.
     """
     place = record_path(path)
     if not path.is_file():
@@ -121,6 +131,13 @@ def read_metadata(path: Path, *, model: str | None = None) -> Metadata:
             f"has schema {schema}, this version reads schema {SCHEMA}",
             where=place,
             mend="write it again with this version",
+        )
+    if (found := record_hash(stored)) != stored.get("record_sha256"):
+        raise CheckpointError(
+            f"was changed since it was written: its values have SHA-256 {found[:12]}…, "
+            f"record_sha256 is {str(stored.get('record_sha256'))[:12]}…",
+            where=place,
+            mend=_AGAIN,
         )
     if missing := [each.name for each in fields(Metadata) if each.name not in stored]:
         raise CheckpointError(f"lacks {', '.join(missing)}", where=place, mend=_AGAIN)

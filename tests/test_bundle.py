@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import dsfer
 from dsfer.errors import CheckpointError, ConfigError, DataError
-from dsfer.weights import Metadata, save_weights
+from dsfer.weights import Metadata, read_metadata, record_hash, save_weights
 
 OPTIONS = {"width": 0.125, "image_size": 32, "hopfield_dim": 16}
 
@@ -36,10 +38,11 @@ def images(rows: int, cols: int) -> np.ndarray:
 
 
 def change(bundle: Path, **values: Any) -> None:
-    """Edit the record; a value of None removes its key."""
+    """Write another record, with the hash that belongs to it; `gone` removes a key."""
     path = bundle.with_suffix(".json")
     record = json.loads(path.read_text()) | values
-    path.write_text(json.dumps({k: v for k, v in record.items() if v != "gone"}))
+    record = {k: v for k, v in record.items() if v != "gone"}
+    path.write_text(json.dumps(record | {"record_sha256": record_hash(record)}))
 
 
 def test_one_line_gives_a_network_that_is_ready(bundle):
@@ -77,6 +80,7 @@ def test_arrays_of_any_size_and_their_nodata(bundle):
         (lambda b: b.with_suffix(".json").write_text("{"), ("weights.json: not valid JSON",)),
         (lambda b: b.with_suffix(".json").write_text("[]"), ("weights.json: has schema None",)),
         (lambda b: change(b, schema=1), ("weights.json: has schema 1", "write it again")),
+        (lambda b: change(b, schema=2), ("weights.json: has schema 2", "write it again")),
         (lambda b: change(b, mean="gone", licence="gone"), ("lacks mean, licence",)),
         (lambda b: change(b, mean=[1, 2]), ("mean.2: field required",)),
         (lambda b: change(b, tile_size="x"), ("tile_size: input should be", "found 'x'")),
@@ -97,11 +101,29 @@ def test_bundles_that_are_not_whole(bundle, damage, parts):
         assert part in str(refused.value)
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_no_value_of_a_record_changes_unseen(bundle, data):
+    """Whatever a person may write instead, be it right by itself."""
+    path = bundle.with_suffix(".json")
+    whole = path.read_bytes()
+    record = json.loads(whole)
+    key = data.draw(st.sampled_from([key for key in record if key != "schema"]))
+    values = st.none() | st.booleans() | st.integers() | st.floats(0, 1) | st.text()
+    record[key] = data.draw((values | st.lists(values)).filter(lambda value: value != record[key]))
+    path.write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=r"weights\.json: was changed since it was written"):
+        read_metadata(bundle)
+    path.write_text(json.dumps(json.loads(whole), sort_keys=True))  # the layout does not count
+    read_metadata(bundle)
+    path.write_bytes(whole)
+
+
 def test_a_file_of_the_former_schema_says_so(bundle):
     bundle.with_suffix(".json").unlink()
     former = {"model": "dsfer-net", "schema": 1, "mean": [0, 0, 0]}
     save_file({"a": torch.zeros(1)}, bundle, {"dsfer": json.dumps(former)})
-    with pytest.raises(CheckpointError, match="has schema 1, this version reads schema 2"):
+    with pytest.raises(CheckpointError, match="has schema 1, this version reads schema 3"):
         dsfer.load(bundle)
 
 

@@ -1,10 +1,14 @@
 """Maps of whole rasters: what comes out, on which grid, and what is refused."""
 
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,13 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from rasterio.crs import CRS
 from rasterio.features import rasterize
+from rasterio.rio.main import main_group as rio
 from rasterio.transform import Affine, from_origin
 from rio_cogeo import cog_validate
 from torch import nn
@@ -231,6 +238,24 @@ def test_a_second_raster_on_another_grid_stops_or_is_resampled(tmp_path):
         predict_raster(t1, elsewhere, detector(), tmp_path / "out", reading=Reading(align=True))
 
 
+def test_the_summary_knows_its_inputs_and_how_long_it_took(pair, tmp_path):
+    t1, t2, images = pair
+    left, top = rasterio.warp.transform(UTM, CRS.from_epsg(3857), [500_000], [5_000_000])
+    write(t2, images[1, :64, :80], 3857, from_origin(left[0], top[0], 3, 3))
+    os.utime(t1, (1_700_000_000, 1_700_000_000))
+    before = datetime.now(UTC)
+    summary = predict_raster(t1, t2, detector(), tmp_path / "out", reading=Reading(align=True))
+    first, second = summary["inputs"]
+    assert first == {
+        "cols": 90, "rows": 70, "crs": "EPSG:32633", "bytes": t1.stat().st_size,
+        "modified": "2023-11-14T22:13:20+00:00",
+    }  # fmt: skip
+    assert (second["cols"], second["rows"], second["crs"]) == (80, 64, "EPSG:3857")
+    assert datetime.fromisoformat(summary["started"]) >= before.replace(microsecond=0)
+    passed = (datetime.now(UTC) - before).total_seconds()
+    assert summary["seconds"]["maps"] <= summary["seconds_in_all"] <= passed + 0.01
+
+
 def test_another_crs_is_resampled(tmp_path):
     images = np.full((2, 64, 64, 3), 90, np.uint8)
     images[1, 20:40, 20:40] = 250
@@ -432,6 +457,27 @@ def test_rasters_that_cannot_be_mapped(tmp_path, kind, parts):
     for part in (*parts, "t2.tif"):
         assert part in str(refused.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_plain_images_are_mapped_once_they_have_a_place(tmp_path, monkeypatch):
+    images = np.full((2, 40, 48, 3), 90, np.uint8)
+    images[1, 5:25, 5:25] = 250
+    (tmp_path / "A").mkdir()
+    (tmp_path / "B").mkdir()
+    files = [tmp_path / side / "scene.png" for side in ("A", "B")]
+    for file, image in zip(files, images, strict=True):
+        Image.fromarray(image).save(file)
+    with pytest.raises(DataError, match="as plain images have none") as refused:
+        predict_raster(*files, detector(), tmp_path / "out")
+    for file in files:  # what the message says, word by word
+        monkeypatch.chdir(file.parent)
+        for command in re.findall("`(.+?)`", str(refused.value)):
+            CliRunner().invoke(rio, shlex.split(command)[1:], catch_exceptions=False)
+    places = [file.with_suffix(".tif") for file in files]
+    summary = predict_raster(*places, detector(), tmp_path / "out")
+    assert summary["changed_area_m2"] == pytest.approx(400 * 0.25, rel=2e-3)
+    expected = predict_array(*images, detector())
+    np.testing.assert_allclose(read(tmp_path / "out/probability.tif"), expected, atol=1e-6)
 
 
 def test_a_file_that_is_cut_off_stops_the_run_and_names_the_rows(tmp_path):

@@ -56,6 +56,35 @@ def test_stitching_the_windows_gives_the_scene_back(rows, cols, tile, batch_size
 
 
 @settings(max_examples=100, deadline=None)
+@given(
+    TILES.filter(lambda tile: tile[1] <= tile[0] // 2),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    st.integers(0, 99),
+)
+def test_borders_of_windows_are_no_seams(tile, windows, seed):
+    """However much windows disagree, neighbouring pixels differ by no more than a step of the ramp.
+
+    Here all of them disagree, each by a level of its own. Without overlap a step is a whole level.
+    """
+    size, overlap = tile
+    shape = tuple(size + (count - 1) * (size - overlap) for count in windows)
+    generator = np.random.default_rng(seed)
+
+    def predict(batch):
+        levels = generator.integers(0, 2, (len(batch), 1, 1)).astype(np.float32)
+        return np.broadcast_to(levels, (len(batch), size, size))
+
+    strips = change_probability(
+        shape, lambda *_: np.zeros((2, size, size, 3), np.uint8), predict,
+        tile_size=size, overlap=overlap,
+    )  # fmt: skip
+    stitched = np.concatenate([strip for _, strip in strips])
+    for axis in (0, 1):
+        steps = np.abs(np.diff(stitched, axis=axis))
+        assert steps.max(initial=0) <= 1 / (overlap + 1) + 1e-6
+
+
+@settings(max_examples=100, deadline=None)
 @given(SIZES, SIZES, TILES)
 def test_weights_of_all_windows_over_a_pixel_sum_to_one(rows, cols, tile):
     size, overlap = tile

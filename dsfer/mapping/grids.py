@@ -65,6 +65,14 @@ def grid_of(raster: DatasetReader) -> Grid:
     def refused(problem: str, mend: str) -> DataError:
         return DataError(problem, where=raster.name, mend=mend)
 
+    if raster.crs is None and raster.transform == Affine.identity():
+        copy = f"{Path(raster.name).stem}.tif"
+        raise refused(
+            "has neither coordinate reference system nor geotransform, as plain images have none",
+            "map it in Python by dsfer.predict_array; or give both dates a place, here with pixels "
+            f"of 0.5 m: `rio convert {_name(raster)} {copy}`, then `rio edit-info --crs EPSG:32631 "
+            f"--transform '[0.5, 0, 500000, 0, -0.5, 0]' {copy}`",
+        )
     if raster.crs is None:
         raise refused(
             "has no coordinate reference system",

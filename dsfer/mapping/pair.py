@@ -53,6 +53,7 @@ class RasterPair:
 
     Attributes:
         grid: grid of the first date, which the maps are drawn on.
+        grids: of both, as their files have them.
         offset: pixels by which the grid of the second lies apart; 0 where it was resampled.
         names: of both, for messages.
         aligned: whether the second date is resampled.
@@ -79,8 +80,9 @@ class RasterPair:
                 resolve_scaling(image, bands, reading.scale)
                 for image, bands in zip((first, second), self._bands, strict=True)
             ]
-            self.grid: Grid = grid_of(first)
-            self.aligned = reading.align and grid_of(second) != self.grid
+            self.grids = (grid_of(first), grid_of(second))
+            self.grid: Grid = self.grids[0]
+            self.aligned = reading.align and self.grids[1] != self.grid
             if self.aligned:
                 check_overlap(first, second)
                 second = stack.enter_context(_resampled(second, self.grid))

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from dsfer.detector import Detector, as_detector, shared_pixels
 from dsfer.errors import ConfigError, DataError
 from dsfer.files import remove_temporary, write_json
+from dsfer.mapping.grids import Grid
 from dsfer.mapping.pair import RasterPair, Reading, RollingRows
 from dsfer.mapping.polygons import (
     draw_polygons,
@@ -170,10 +172,20 @@ def _identity(path: str | Path) -> list[Any]:
     return [str(file.resolve()), facts.st_size, facts.st_mtime_ns]
 
 
+def _facts(grid: Grid, size: int | None = None, modified: int | None = None) -> dict[str, Any]:
+    """What a summary says of an input: its grid, and of a file its bytes and time as well."""
+    facts: dict[str, Any] = {"cols": grid.cols, "rows": grid.rows, "crs": grid.crs.to_string()}
+    if size is not None and modified is not None:
+        when = datetime.fromtimestamp(modified // 10**9, UTC)
+        facts |= {"bytes": size, "modified": when.isoformat()}
+    return facts
+
+
 class _Maps:
     """The maps of one pair while they are made."""
 
     def __init__(self, pair: RasterPair, detector: Detector, work: Path, done: int):
+        self.started = datetime.now(UTC)
         self.pair, self.detector, self.work = pair, detector, work
         self.probability = RawRaster(
             work / "probability.vrt", pair.grid, "float32", nodata=float("nan"), keep=done > 0
@@ -336,6 +348,10 @@ class _Maps:
         return {
             "t1": str(identity["t1"][0]),
             "t2": str(identity["t2"][0]),
+            "inputs": [
+                _facts(grid, *identity[date][1:])
+                for date, grid in zip(("t1", "t2"), pair.grids, strict=True)
+            ],
             "grid": str(pair.grid),
             "grid_offset_pixels": pair.offset,
             "aligned": pair.aligned,
@@ -360,7 +376,9 @@ class _Maps:
                 "options": metadata.options,
                 **metadata.about,
             },
+            "started": self.started.isoformat(timespec="seconds"),
             "seconds": {part: round(value, 2) for part, value in self.seconds.items()},
+            "seconds_in_all": round((datetime.now(UTC) - self.started).total_seconds(), 2),
             "versions": {name: version(name) for name in PACKAGES},
         }
 
