@@ -13,14 +13,18 @@ from dsfer.console import end_now
 PATIENCE = 7.0
 """Seconds in which a run that is told to stop may finish its step and save its state."""
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a run to stop."""
 
 
-def stop_on_signals() -> Callable[[], bool]:
-    """A question that becomes true once the process is told to stop (Ctrl-C, SIGTERM).
+def stop_on_signals(patience: float | None = PATIENCE) -> Callable[[], bool]:
+    """A question that becomes true once the process is told to stop.
 
-    A step that takes longer than `PATIENCE` is given up.
+    That is by Ctrl-C, SIGTERM, or the end of its terminal, unless `nohup` started it.
+
+    Args:
+        patience: seconds after which a process that has not stopped ends where it stands; None for
+            one that has to come to its end.
     """
     told = threading.Event()
     # Python runs its handlers between two instructions of the main thread, which may wait for a
@@ -32,13 +36,15 @@ def stop_on_signals() -> Callable[[], bool]:
         while received.recv(1)[0] not in STOPPING:  # whatever else Python handles comes here too
             pass
         told.set()
-        time.sleep(PATIENCE)
-        print(file=sys.stderr)  # the progress bar stays on its line
-        end_now("interrupted: the next run goes on from the state saved last", 1)
+        if patience is not None:
+            time.sleep(patience)
+            print(file=sys.stderr)  # the progress bar stays on its line
+            end_now("interrupted: the next run goes on from the state saved last", 1)
 
     threading.Thread(target=watch, daemon=True).start()
     for number in STOPPING:
-        signal.signal(number, lambda *_: told.set())
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: told.set())
     signal.set_wakeup_fd(written.detach())
     return told.is_set
 

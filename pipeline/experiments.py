@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import Event
 from typing import Any
 
 import psutil
@@ -48,16 +47,18 @@ class QueueError(DsferError):
     """Experiments were stopped before they were through, or DVC failed."""
 
 
-def run_queued(experiments: Mapping[str, dict[str, Any]], jobs: int, stopped: Event) -> None:
+def run_queued(
+    experiments: Mapping[str, dict[str, Any]], jobs: int, stopped: Callable[[], bool]
+) -> None:
     """Run those experiments that have no result yet, and wait until all are through.
 
-    One that fails stops no other; `failure` tells why. When `stopped` is set, what runs is
+    One that fails stops no other; `failure` tells why. When `stopped` says so, what runs is
     interrupted (training saves its state) and what waits is taken from the queue.
 
     Args:
         experiments: for each name, values by their key in `params.yaml`.
         jobs: how many run at a time.
-        stopped: set by whoever wants this to end.
+        stopped: asked again and again, whether this has to end.
 
     Raises:
         QueueError: it was stopped, or DVC failed, or workers of its queue died again and again.
@@ -108,13 +109,13 @@ def failure(name: str) -> str | None:
     return reason or "see its log"
 
 
-def _enqueue(experiments: Mapping[str, dict[str, Any]], stopped: Event) -> None:
+def _enqueue(experiments: Mapping[str, dict[str, Any]], stopped: Callable[[], bool]) -> None:
     with Repo() as repo:
         queue = repo.experiments.celery_queue
         status = _statuses(queue, experiments)
         queue.remove([name for name in status if status[name] != "Running"])  # of former tries
     for name, values in experiments.items():
-        if stopped.is_set():
+        if stopped():
             raise _stopped(len(experiments))
         changes = [f"-S={key}={_quoted(value)}" for key, value in values.items()]
         _dvc("exp", "run", "--queue", "--name", name, *changes)
@@ -152,7 +153,7 @@ def _is_alive(record: Path) -> bool:
         return False
 
 
-def _wait(names: Collection[str], stopped: Event) -> set[str]:
+def _wait(names: Collection[str], stopped: Callable[[], bool]) -> set[str]:
     """Wait until all are through or no worker lives; returns which are not through."""
     left = len(names)
     while True:
@@ -163,7 +164,7 @@ def _wait(names: Collection[str], stopped: Event) -> set[str]:
             print(f"{len(names) - left} of {len(names)} experiments are through", flush=True)
         if not (open_ and works):
             return open_
-        if stopped.wait(SECONDS_BETWEEN_LOOKS):
+        if _comes_true(stopped, SECONDS_BETWEEN_LOOKS):
             raise _stopped(left)
 
 

@@ -7,13 +7,9 @@ what it lacks: finished experiments are read, and training goes on where it was.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from signal import SIGHUP, SIGINT, SIGTERM, signal
-from threading import Event
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +21,7 @@ from rich.table import Table
 
 from dsfer.errors import ConfigError, DsferError
 from dsfer.files import write_json
+from dsfer.signals import stop_on_signals
 from pipeline.experiments import failure, finished, run_queued
 from pipeline.params import current_settings
 from pipeline.results import Metrics
@@ -107,18 +104,6 @@ def _rounded(value: float | None) -> Any:
     return "" if value is None or value != value else round(value, 2)
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[Event]:
-    """An event that is set once the process is told to stop, or its terminal is closed."""
-    stopped, numbers = Event(), (SIGINT, SIGTERM, SIGHUP)
-    former = {number: signal(number, lambda *_: stopped.set()) for number in numbers}
-    try:
-        yield stopped
-    finally:
-        for number, handler in former.items():
-            signal(number, handler)
-
-
 def sweep(grid: Grid, jobs: int, out: Path | None) -> None:
     """Run a grid, print its table, and write the rows as JSON.
 
@@ -128,7 +113,8 @@ def sweep(grid: Grid, jobs: int, out: Path | None) -> None:
         SweepError: experiments failed, which the table says too.
     """
     cells = check_grid(grid)
-    with hold(COPIES / "sweep", Path(), "another sweep"), stop_on_signals() as stopped:
+    with hold(COPIES / "sweep", Path(), "another sweep"):
+        stopped = stop_on_signals(patience=None)  # the queue has to be emptied
         run_queued({cell.name: cell.values for cell in cells}, jobs, stopped)
     rows = results_table(cells)
     if out:

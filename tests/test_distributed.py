@@ -317,8 +317,7 @@ def test_a_rank_told_to_stop_stops_all_after_the_same_step(tmp_path):
 
 def wait_for_a_rank_that_hangs() -> None:
     """Rank 0 is told to stop while it waits for rank 1 in the middle of an exchange."""
-    signals.PATIENCE = 0.2
-    signals.stop_on_signals()
+    signals.stop_on_signals(patience=0.2)
     if rank() == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
