@@ -138,6 +138,12 @@ def test_polygons_with_a_system_but_an_image_without(tmp_path):
         rasterise(vector(tmp_path / "l.gpkg", [square(0, 0, 5, 5)]), t1, tmp_path / "o.tif", 255)
 
 
+def test_an_image_in_a_system_of_its_own(tmp_path):
+    t1 = image(tmp_path / "t1.tif", crs='LOCAL_CS["site",UNIT["metre",1]]')
+    with pytest.raises(GridMismatchError, match=r"cannot be brought to the reference system of"):
+        rasterise(vector(tmp_path / "l.gpkg", [square(0, 0, 5, 5)]), t1, tmp_path / "o.tif", 255)
+
+
 def test_several_layers(tmp_path):
     t1 = image(tmp_path / "t1.tif")
     vector(tmp_path / "l.gpkg", [square(0, 0, 5, 5)], layer="new")

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from dsfer.errors import DataError, first_line
 from dsfer.files import atomic_path
@@ -98,7 +99,13 @@ def read_table(path: AnyPath, sha256: str | None = None) -> pd.DataFrame:
     if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise DataError(f"has SHA-256 {found}, and should have {sha256}", where=path, mend=_AGAIN)
     try:
-        return pd.read_parquet(io.BytesIO(content), page_checksum_verification=True)
+        # Without threads: those of Arrow's pool live on, and now and then abort a process that
+        # ends soon after ("terminate called without an active exception").
+        with pq.ParquetFile(
+            io.BytesIO(content), pre_buffer=False, page_checksum_verification=True
+        ) as file:
+            table: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)
+        return table
     except Exception as error:  # pyarrow and pandas raise whatever the damage leads them to
         raise DataError(
             f"not a readable table ({first_line(error)})", where=path, mend=_AGAIN

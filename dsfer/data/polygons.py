@@ -9,6 +9,7 @@ import numpy as np
 import pyogrio
 import rasterio
 import shapely
+from pyproj.exceptions import ProjError
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import rasterize
 from rasterio.windows import Window
@@ -159,7 +160,14 @@ def _polygons(vector: AnyPath, grid: AnyPath, crs: rasterio.crs.CRS | None) -> g
             mend="assign the reference system, for example with ogr2ogr -a_srs or rio edit-info",
         )
     if crs is not None:
-        shapes = shapes.to_crs(crs.to_wkt())
+        try:
+            shapes = shapes.to_crs(crs.to_wkt())
+        except ProjError as error:
+            raise GridMismatchError(
+                f"cannot be brought to the reference system of {grid} ({first_line(error)})",
+                where=vector,
+                mend="check the coordinate reference system of both files",
+            ) from error
     if not np.isfinite(shapes.total_bounds).all() and len(shapes):
         raise GridMismatchError(
             f"has coordinates that do not exist in the reference system of {grid}",
