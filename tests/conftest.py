@@ -15,6 +15,14 @@ from tests.project import STAGES, commit, dvc, executed, tiny_project
 from tests.store import object_store
 
 
+@pytest.fixture(scope="session", autouse=True)
+def site_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What DVC notes of every project beside it goes with the tests, not to `/var/tmp/dvc`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("site")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def store() -> Iterator[str]:
     """A server that speaks S3, known by the environment from now on; its URL."""
