@@ -2,7 +2,7 @@
 
     python -m benchmarks.large_maps [--size 3000] [--size 10000] [--size 30000]
 
-The network compares mean colours of neighbourhoods and costs nearly nothing, so that all else
+The network compares mean colours of squares and costs nearly nothing, so that all else
 shows. Peak memory is above what the process holds with the network ready, mapped files included.
 The disk needs some 12 bytes a pixel of the largest size.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import nn
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, interpolate
 
 import dsfer
 from benchmarks.mapping import TILE, rasters, resident, separately
@@ -63,12 +63,12 @@ def mapped(pair: tuple[Path, Path], out: Path) -> tuple[dict[str, Any], float]:
 
 
 class MeanColours(nn.Module):
-    """Change where the mean of 15 x 15 pixels differs by more than 50 in red."""
+    """Change where the means of squares of 16 pixels differ by more than 50 in red."""
 
     def forward(self, t1: torch.Tensor, t2: torch.Tensor) -> ChangeOutput:
         """See `dsfer.models.output`."""
-        means = avg_pool2d(t1[:, :1] - t2[:, :1], 15, 1, 7)[:, 0]
-        change = means.abs() - 1
+        means = avg_pool2d(t1[:, :1] - t2[:, :1], 16)
+        change = interpolate(means, scale_factor=16)[:, 0].abs() - 1
         return ChangeOutput(torch.stack((torch.zeros_like(change), 4 * change), dim=1), ())
 
 
