@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -29,6 +29,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.settings import PREFECT_API_URL
 from prefect.tasks import Task
 from pydantic import Field
 from pydantic_core import to_jsonable_python
@@ -39,6 +40,7 @@ from pipeline.artifacts import publish
 from pipeline.commands import Command, CommandError
 from pipeline.params import current_settings, parameter_types
 from pipeline.sweep import Grid, check_grid
+from pipeline.witness import witnessed
 from pipeline.workspace import changed_workspace, fetch_experiment, project_workspace
 
 PROJECT = Path()
@@ -248,14 +250,16 @@ def sweep(grid: Grid, jobs: Jobs = 1) -> list[dict[str, Any]]:
 def end_with_worker() -> Iterator[None]:
     """End a flow run whose worker died: nobody could see or cancel it any more.
 
-    The run then counts as crashed, and what it had started is stopped. A flow that was called
-    without a worker has none to lose.
+    The run then counts as crashed, even if its process was killed too (`pipeline.witness`), and
+    what it had started is stopped. A flow that was called without a worker has none to lose, and
+    one without a server nobody to tell.
     """
     over = threading.Event()
     if runtime.deployment.id:
         threading.Thread(target=_watch_worker, args=(os.getppid(), over), daemon=True).start()
     try:
-        yield
+        with witnessed(runtime.flow_run.id) if PREFECT_API_URL.value() else nullcontext():
+            yield
     finally:
         over.set()
 

@@ -80,9 +80,9 @@ def up() -> None:
         _register_deployments()
         settle_lost_runs()
         # The GPUs are the other pool's: this worker's runs do not see them.
-        _start_worker("cpu", "--pool", "cpu", gpu="")
+        start_worker("cpu", "--pool", "cpu", gpu="")
         for gpu in map(str, range(gpus)):  # each sees one, and trains one network at a time on it
-            _start_worker(f"gpu{gpu}", "--pool", "gpu", "--limit", "1", gpu=gpu)
+            start_worker(f"gpu{gpu}", "--pool", "gpu", "--limit", "1", gpu=gpu)
     except BaseException:
         end_started()
         raise
@@ -127,7 +127,8 @@ def end_started() -> int:
     return ended
 
 
-def _start_worker(name: str, *arguments: str, gpu: str) -> None:
+def start_worker(name: str, *arguments: str, gpu: str) -> None:
+    """Start a worker that sees one GPU, or none, and note how to find it again."""
     named = ["worker", "start", "--name", f"{name}{HERE}", *arguments]
     _start(f"worker-{name}", *named, CUDA_VISIBLE_DEVICES=gpu)
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Running, Scheduled
 from ruamel.yaml import YAML
@@ -77,7 +79,13 @@ class Operation:
 
     def started(self, name: str) -> psutil.Process:
         entries = json.loads((self.project / ".prefect/started.json").read_text())
-        return next(psutil.Process(entry["pid"]) for entry in entries if entry["name"] == name)
+        return next(
+            psutil.Process(entry["pid"]) for entry in reversed(entries) if entry["name"] == name
+        )
+
+    def start_worker(self) -> None:
+        code = "from pipeline import operate; operate.start_worker('cpu', '--pool', 'cpu', gpu='')"
+        run(self.project, sys.executable, "-c", code)
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +110,34 @@ def operation(project: Path) -> Iterator[Operation]:
             assert server is not None and not server.is_running()
 
 
-def training(project: Path) -> list[psutil.Process]:
-    """Processes that train in this project or in a copy of it."""
+def running(project: Path, program: str) -> list[psutil.Process]:
+    """Processes that run a program in this project or in a copy of it."""
     found = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
         command, folder = process.info["cmdline"] or [], process.info["cwd"] or ""
-        if "pipeline.stages.train" in command and Path(folder).is_relative_to(project):
+        if program in command and Path(folder).is_relative_to(project):
             found.append(process)
     return found
+
+
+def training(project: Path) -> list[psutil.Process]:
+    return running(project, "pipeline.stages.train")
+
+
+@contextmanager
+def download_by(project: Path, code: str) -> Iterator[None]:
+    """The stage `download` runs another program, `program.py`."""
+    program, yaml = project / "program.py", YAML()
+    program.write_text(code)
+    stages = yaml.load(project / "dvc.yaml")
+    stages["stages"]["download"]["cmd"] = "python program.py"
+    yaml.dump(stages, project / "dvc.yaml")
+    try:
+        yield
+    finally:
+        program.unlink()
+        run(project, "git", "checkout", "dvc.yaml")
+        restore(project)
 
 
 def experiments(project: Path) -> dict[str, dict[str, Any]]:
@@ -263,8 +291,8 @@ def test_a_sweep_goes_on_when_the_worker_of_its_queue_is_killed(project, tmp_pat
 
 def test_a_download_that_failed_is_tried_again(operation):
     """The stage's exit status says that the reason may pass; here it passes at the third try."""
-    project = operation.project
-    (project / "flaky.py").write_text(
+    project, tries = operation.project, operation.project / "tries"
+    code = (
         "import pathlib, sys\n"
         "tries = pathlib.Path('tries')\n"
         "tries.write_text(tries.read_text() + 'x' if tries.exists() else 'x')\n"
@@ -272,18 +300,32 @@ def test_a_download_that_failed_is_tried_again(operation):
         "from pipeline.stages import download, run\n"
         "run(download.main)\n"
     )
-    yaml = YAML()
-    stages = yaml.load(project / "dvc.yaml")
-    stages["stages"]["download"]["cmd"] = "python flaky.py"
-    yaml.dump(stages, project / "dvc.yaml")
-    flow_run = operation.start("stage/local", name="download")
-    state, log = operation.finish(flow_run), operation.log(flow_run)
-    tries = (project / "tries").read_text()
-    for name in ("flaky.py", "tries"):
-        (project / name).unlink()
-    run(project, "git", "checkout", "dvc.yaml")
-    restore(project)
-    assert (state, tries) == ("Completed", "xxx"), log
+    with download_by(project, code):
+        flow_run = operation.start("stage/local", name="download")
+        assert operation.finish(flow_run) == "Completed", operation.log(flow_run)
+        assert tries.read_text() == "xxx"
+        tries.unlink()
+
+
+def test_a_run_counts_as_crashed_after_ctrl_c_and_without_its_worker(operation):
+    project = operation.project
+    call = "from pipeline.flows import stage; stage(name='download')"
+    with download_by(project, "import time; time.sleep(600)"):
+        with subprocess.Popen(
+            [sys.executable, "-c", call], cwd=project, env=environment(), start_new_session=True
+        ) as called:
+            assert wait_for(lambda: running(project, "program.py"))
+            os.killpg(called.pid, signal.SIGINT)  # what a terminal does at Ctrl-C
+            wait_for(lambda: not running(project, "program.py"), 10)
+        (first,) = operation.client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+        assert operation.finish(first) == "Crashed"
+
+        second = operation.start("stage/local", name="download")
+        assert wait_for(lambda: running(project, "program.py"))
+        operation.started("worker-cpu").kill()
+        wait_for(lambda: not running(project, "program.py"), 10)
+        assert operation.finish(second) == "Crashed"
+        operation.start_worker()
 
 
 def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
