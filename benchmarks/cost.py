@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import typer
 from torch import nn
+from torch.utils.data import Subset
 
 import dsfer
 from benchmarks import plain
@@ -32,6 +33,9 @@ from pipeline.frozen import did_you_mean
 from pipeline.published import COMPARED, load_published
 
 MEBIBYTE = 2**20
+
+WORKERS = 2
+"""Processes that decode PNG for the test loop."""
 
 LATENCY_PASSES = 10
 """Passes over one pair that are timed at once."""
@@ -67,11 +71,13 @@ class Cost:
 
 
 def main(
-    tiles: int = 512 if torch.cuda.is_available() else 16,
+    tiles: int = 256 if torch.cuda.is_available() else 16,
+    pairs: Annotated[int, typer.Option(help="of the test loop of one pair at a time")] = (
+        64 if torch.cuda.is_available() else 16
+    ),
     size: int = 256,
     batches: Annotated[list[int] | None, typer.Option(help="batch sizes to try")] = None,
     rounds: int = 3,
-    workers: int = 2,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     only: Annotated[list[str] | None, typer.Option(help="networks, all by default")] = None,
     json: Annotated[Path | None, typer.Option(help="also write the numbers to this file")] = None,
@@ -84,12 +90,12 @@ def main(
     with demo_tiles(tiles, size) as data:
         count = len(data.split("val"))
         loops = compare(
-            {name: partial(test_loop, net, data, where, workers) for name, net in networks.items()},
-            items=count,
+            {name: partial(test_loop, net, data, where, pairs) for name, net in networks.items()},
+            items=pairs,
             rounds=rounds,
             warm_up=1 if where.type == "cuda" else 0,
         )
-        report.add(f"test loop, {count} pairs of {size} px one at a time", loops, "pairs")
+        report.add(f"test loop, {pairs} pairs of {size} px one at a time", loops, "pairs")
         for net in networks.values():
             net.to(memory_format=torch.channels_last)
         best = {name: best_batch(net, data, where, sizes) for name, net in networks.items()}
@@ -106,7 +112,7 @@ def main(
         )
         report.add(f"one pair of {size} px, {LATENCY_PASSES} times", delays, "pairs")
     rows = [
-        row_of(name, net, size, count, best[name], *timings)
+        row_of(name, net, size, pairs, best[name], *timings)
         for (name, net), *timings in zip(networks.items(), loops, rates, delays, strict=True)
     ]
     report.rows([asdict(row) for row in rows])
@@ -128,12 +134,12 @@ def variant_of(name: str) -> str | None:
     return next((v for v in MODELS[name].variants if v in COMPARED), None)
 
 
-def test_loop(model: nn.Module, data: DemoTiles, device: torch.device, workers: int) -> np.ndarray:
+def test_loop(model: nn.Module, data: DemoTiles, device: torch.device, pairs: int) -> np.ndarray:
     """The paper's way."""
     torch.backends.cudnn.allow_tf32 = True
     split = data.split("val")
     tiles = plain.PngTiles(data.png, split.mean, split.std)
-    return plain.count_tiles(model, tiles, device, workers=workers)
+    return plain.count_tiles(model, Subset(tiles, range(pairs)), device, workers=WORKERS)
 
 
 def best_precision(device: torch.device) -> Precision:

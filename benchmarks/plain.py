@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from dsfer.data.scenes import Scene
 from dsfer.models.dsfer_net import DsferNet
@@ -36,7 +36,10 @@ def crop(scenes: Sequence[Scene], out: Path, size: int) -> None:
                     tile.save(out / folder / f"{scene.id}_{top:05d}_{left:05d}.png")
 
 
-class PngTiles(Dataset[tuple[Tensor, Tensor, Tensor]]):
+Pair = tuple[Tensor, Tensor, Tensor]
+
+
+class PngTiles(Dataset[Pair]):
     """A folder of PNG tiles as a torch data set.
 
     Items are t1 and t2, (3, h, w) float32 normalised, and the label, (h, w) int64 of 0 and 1.
@@ -50,7 +53,7 @@ class PngTiles(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, index: int) -> Pair:
         images = (self._read("A", index), self._read("B", index))
         t1, t2 = (
             (torch.from_numpy(image).permute(2, 0, 1).float() - self.mean) / self.std
@@ -110,7 +113,7 @@ def fuse(
 
 @torch.no_grad()
 def count_tiles(
-    model: nn.Module, tiles: PngTiles, device: torch.device, *, workers: int
+    model: nn.Module, tiles: PngTiles | Subset[Pair], device: torch.device, *, workers: int
 ) -> np.ndarray:
     """Confusion counts tp fp fn tn over all tiles, one at a time, as most test loops do."""
     model.eval()

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import typer
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 import dsfer
@@ -44,7 +43,6 @@ class Way:
 
     png: bool = True
     apart: bool = True
-    products: bool = True
     channels_last: bool = False
     fused: bool = False
     bf16: bool = False
@@ -61,14 +59,12 @@ def ways_of(device: torch.device, *, compiled: bool) -> dict[str, Way]:
         ways["(in TF32, torch's default)"] = replace(way, tf32=True)
     ways["+ tiles as uint8 from shards"] = way = replace(way, png=False)
     ways["+ both dates as one batch"] = way = replace(way, apart=False)
-    ways["+ scaled_dot_product_attention"] = way = replace(way, products=False)
     ways["+ channels last"] = way = replace(way, channels_last=True)
     ways["+ fused Adam"] = way = replace(way, fused=True)
     if has_bf16(device):
         ways["+ bf16"] = way = replace(way, bf16=True)
     if compiled:
         ways["+ torch.compile"] = way = replace(way, compiled=True)
-    ways["(attention as matrix products)"] = replace(way, products=True)
     if gpu:
         ways["(cuDNN's kernels chosen by trial)"] = replace(way, by_trial=True)
     return ways
@@ -89,8 +85,6 @@ def main(
     """Render tiles, then time training steps."""
     where = torch.device(device)
     report = Report(where, json)
-    # As matrix products, attention shall stay in bf16 like the rest.
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     with demo_tiles(max(64, batch), size) as data, tempfile.TemporaryDirectory() as folder:
         samples = batch * steps * (rounds + 2)
         ways = ways_of(where, compiled=compiled)
@@ -153,7 +147,7 @@ def stepper(
         torch.backends.cudnn.benchmark = way.by_trial
         t1, t2, labels = next(batches)
         autocast = torch.autocast(device.type, torch.bfloat16) if way.bf16 else nullcontext()
-        with autocast, sdpa_kernel(SDPBackend.MATH) if way.products else nullcontext():
+        with autocast:
             output = forward(t1, t2)
         loss = LOSS(output, labels).total
         optimiser.zero_grad()

@@ -1,8 +1,8 @@
 """Features inside Dsfer-Net: how the dates differ, what is retrieved of it, and from where.
 
-The network computes its attention in one fused step and keeps none of it; this module computes it
-again in float32 for the few tiles that are drawn. Retrieval of a state pattern ξ from stored
-patterns X = (x_1, ..., x_n) is one step ξ' = X softmax(β Xᵀξ) (Ramsauer et al., "Hopfield Networks
+The network keeps nothing of its attention; this module computes it again in float32 for the few
+tiles that are drawn. Retrieval of a state pattern ξ from stored patterns X = (x_1, ..., x_n) is one
+step ξ' = X softmax(β Xᵀξ) (Ramsauer et al., "Hopfield Networks
 is All You Need", 2021, Eqs. 2 and 3), which lowers the energy
 
     E(ξ) = -lse(β, Xᵀξ) + ½ ξᵀξ + (1/β) log n + ½ M²,    M = max_i ‖x_i‖,

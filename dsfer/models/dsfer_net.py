@@ -6,13 +6,13 @@ Shapes: b batch, h w image sides, c_i channels of level i (1 shallow ... 5 deep)
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dsfer.errors import ConfigError
 from dsfer.models.encoders import build_encoder
 from dsfer.models.fusion import FusionBlock
 from dsfer.models.hopfield import FeatureRetrieval, Norm
 from dsfer.models.output import ChangeOutput
+from dsfer.models.resize import enlarge
 from dsfer.models.shapes import check_divisible
 from dsfer.models.siamese import encode_pair, has_batch_norm
 from dsfer.models.variants import VARIANTS, Variant
@@ -112,11 +112,11 @@ class DsferNet(nn.Module):
                 mask, intermediate = self.retrieval[str(level)](features[level - 1])
                 deep.insert(0, intermediate)
             if fused is not None:
-                fused = F.interpolate(fused, scale_factor=2, mode="bilinear", align_corners=True)
+                fused = enlarge(fused, 2)
             fused = self.fusion[str(level)](features[level - 1], mask, fused)
         logits = self.classifier(fused)  # b 2 h/s_1 w/s_1
         if finest > 1:  # a 1x1 convolution and bilinear weights exchange: 2 channels to enlarge
-            logits = F.interpolate(logits, scale_factor=finest, mode="bilinear", align_corners=True)
+            logits = enlarge(logits, finest)
         return ChangeOutput(logits, tuple(deep))
 
 

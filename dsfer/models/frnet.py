@@ -10,10 +10,11 @@ align_corners, as in Dsfer-Net. Shapes: b batch, h w image sides, c_i channels o
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dsfer.models.batch_norm import BatchNorm2d
+from dsfer.models.hopfield import retrieve
 from dsfer.models.output import ChangeOutput
+from dsfer.models.resize import enlarge
 from dsfer.models.shapes import check_divisible
 from dsfer.models.vgg import VGG16Encoder
 
@@ -62,7 +63,7 @@ class FrNet(nn.Module):
         *maps, deepest = self.encoder(torch.cat((t1, t2)))  # both dates in one pass: 2b c_i h_i w_i
         fused: Tensor = self.retrieval(deepest)
         for features, fuse in zip(reversed(maps), self.fusion, strict=True):
-            fused = F.interpolate(fused, scale_factor=2, mode="bilinear", align_corners=True)
+            fused = enlarge(fused, 2)
             fused = fuse(torch.cat((*features.chunk(2), fused), dim=1))  # date 1, date 2, deeper
         return ChangeOutput(self.classifier(fused))
 
@@ -81,12 +82,11 @@ class DifferenceRetrieval(nn.Module):
         super().__init__()
         self.query = nn.Linear(channels, dim, bias=False)
         self.key = nn.Linear(channels, dim, bias=False)
+        self.beta = dim**-0.5
 
     def forward(self, features: Tensor) -> Tensor:
         """Retrieve (b, c, h, w) from (2b, c, h, w) features, date 1 first."""
         stored = torch.stack(features.flatten(2).transpose(1, 2).chunk(2), dim=1)  # b 2 n c
         state = self.query((stored[:, 0] - stored[:, 1]).abs())  # b n d
-        retrieved = F.scaled_dot_product_attention(
-            state.unsqueeze(1).expand(-1, 2, -1, -1), self.key(stored), stored
-        ).sum(dim=1)  # b n c
+        retrieved = retrieve(state, self.key(stored), stored, self.beta)  # b n c
         return retrieved.transpose(1, 2).reshape(-1, *features.shape[1:])

@@ -7,11 +7,29 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dsfer.errors import TileSizeError
 
 Norm = Literal["volume", "channel"]
+
+
+def retrieve(state: Tensor, stored: Tensor, values: Tensor, beta: float) -> Tensor:
+    """Sum over both dates j of softmax(beta S K_jᵀ) V_j: Eq. 1, of one state with either date.
+
+    As matrix products: patterns are wider than what fused attention is made for, and its gradient
+    took four times as long on a GPU (docs/performance.md).
+
+    Args:
+        state: S, (b, n, d) float.
+        stored: K, (b, 2, n, d).
+        values: V, (b, 2, n, c).
+        beta: inverse temperature.
+
+    Returns:
+        (b, n, c).
+    """
+    scores = (beta * state).unsqueeze(1) @ stored.transpose(2, 3)  # b 2 n n
+    return (scores.softmax(dim=-1) @ values).sum(dim=1)
 
 
 class FeatureRetrieval(nn.Module):
@@ -69,13 +87,8 @@ class FeatureRetrieval(nn.Module):
         first, second = patterns[:b], patterns[b:]  # b n c
         stored = torch.stack((first, second), dim=1)  # b 2 n c
         state = self.query((first - second).abs())  # b n d
-        retrieved = F.scaled_dot_product_attention(
-            state.unsqueeze(1).expand(-1, 2, -1, -1),  # b 2 n d: the same state asks both dates
-            self.key(stored),  # b 2 n d
-            self.value(stored),  # b 2 n c
-            scale=self.beta,
-        )
-        mask = retrieved.sum(dim=1).sigmoid()  # b n c
+        retrieved = retrieve(state, self.key(stored), self.value(stored), self.beta)  # b n c
+        mask = retrieved.sigmoid()
         mask = mask.transpose(1, 2).reshape(b, -1, h, w)  # b c h w
         return mask, self.head(mask)
 
