@@ -48,7 +48,6 @@ class Way:
     bf16: bool = False
     compiled: bool = False
     tf32: bool = False
-    by_trial: bool = False
 
 
 def ways_of(device: torch.device, *, compiled: bool) -> dict[str, Way]:
@@ -65,8 +64,6 @@ def ways_of(device: torch.device, *, compiled: bool) -> dict[str, Way]:
         ways["+ bf16"] = way = replace(way, bf16=True)
     if compiled:
         ways["+ torch.compile"] = way = replace(way, compiled=True)
-    if gpu:
-        ways["(cuDNN's kernels chosen by trial)"] = replace(way, by_trial=True)
     return ways
 
 
@@ -144,7 +141,6 @@ def stepper(
 
     def step() -> Tensor:
         torch.backends.cudnn.allow_tf32 = way.tf32
-        torch.backends.cudnn.benchmark = way.by_trial
         t1, t2, labels = next(batches)
         autocast = torch.autocast(device.type, torch.bfloat16) if way.bf16 else nullcontext()
         with autocast:
