@@ -1,5 +1,6 @@
 # make repro   create the environment and run the whole pipeline (dvc repro), also after a kill
 # make test    create the environment and run the tests
+# make tables  run the paper's five tables at demo size into docs/tables, also after a kill
 # make up      start Prefect here: server, work pools, deployments, workers; make down ends them
 # make check   lint, format and types, as CI does
 #
@@ -16,7 +17,7 @@ ifneq ($(TORCH),default)
 torch_backend := --torch-backend=$(TORCH)
 endif
 
-.PHONY: setup repro test check up down clean
+.PHONY: setup repro test check tables up down clean
 
 setup: .venv/installed
 
@@ -38,6 +39,13 @@ check: setup
 	ruff check
 	ruff format --check
 	mypy
+
+# A short schedule, so that two cores need well under an hour: see docs/tables.md.
+tables: setup
+	python -m pipeline.recovery
+	dvc repro shard
+	python -m pipeline.benchmark --dataset demo -S iterations=30 -S validate_every=30 \
+	    -S batch_size=4 --tiles 4 --out docs/tables
 
 up: setup
 	python -m pipeline.operate up

@@ -48,7 +48,10 @@ class QueueError(DsferError):
 
 
 def run_queued(
-    experiments: Mapping[str, dict[str, Any]], jobs: int, stopped: Callable[[], bool]
+    experiments: Mapping[str, dict[str, Any]],
+    jobs: int,
+    stopped: Callable[[], bool],
+    target: str | None = None,
 ) -> None:
     """Run those experiments that have no result yet, and wait until all are through.
 
@@ -59,6 +62,7 @@ def run_queued(
         experiments: for each name, values by their key in `params.yaml`.
         jobs: how many run at a time.
         stopped: asked again and again, whether this has to end.
+        target: the last stage that is run; None for all.
 
     Raises:
         QueueError: it was stopped, or DVC failed, or workers of its queue died again and again.
@@ -66,6 +70,7 @@ def run_queued(
     """
     done = finished()
     left = {name: values for name, values in experiments.items() if name not in done}
+    _tell_failed(left)
     _withdraw(left)  # what was left by a process that was killed
     starts = 0
     try:
@@ -76,7 +81,7 @@ def run_queued(
                     where="DVC's queue", mend=f"see {WORKERS}/*.out, then start the same again",
                 )  # fmt: skip
             with project_workspace(Path(), "a sweep"):
-                _enqueue(left, stopped)
+                _enqueue(left, stopped, target)
             _start_workers(jobs)
             starts += 1
             lost = _wait(left, stopped)
@@ -109,7 +114,19 @@ def failure(name: str) -> str | None:
     return reason or "see its log"
 
 
-def _enqueue(experiments: Mapping[str, dict[str, Any]], stopped: Callable[[], bool]) -> None:
+def _tell_failed(names: Collection[str]) -> None:
+    """Say which experiments of former tries have failed, and why, before they are tried again."""
+    with Repo() as repo:
+        status = _statuses(repo.experiments.celery_queue, names)
+    for name in status:
+        if status[name] == "Failed":
+            print(f"DVC's queue holds a failed run of {name}: {failure(name)}", flush=True)
+            print("it is taken away, and the experiment is tried again", flush=True)
+
+
+def _enqueue(
+    experiments: Mapping[str, dict[str, Any]], stopped: Callable[[], bool], target: str | None
+) -> None:
     with Repo() as repo:
         queue = repo.experiments.celery_queue
         status = _statuses(queue, experiments)
@@ -118,7 +135,7 @@ def _enqueue(experiments: Mapping[str, dict[str, Any]], stopped: Callable[[], bo
         if stopped():
             raise _stopped(len(experiments))
         changes = [f"-S={key}={_quoted(value)}" for key, value in values.items()]
-        _dvc("exp", "run", "--queue", "--name", name, *changes)
+        _dvc("exp", "run", "--queue", "--name", name, *changes, *([target] if target else []))
 
 
 def _start_workers(jobs: int) -> None:

@@ -18,12 +18,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
 import psutil
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import (
+    create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
@@ -35,11 +36,14 @@ from pydantic import Field
 from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 
+from dsfer.figures import data_uri
 from dsfer.files import read_json
 from pipeline.artifacts import publish
+from pipeline.benchmark import OUT, Plan
 from pipeline.commands import Command, CommandError
-from pipeline.params import current_settings, parameter_types
+from pipeline.params import Seed, current_settings, parameter_types
 from pipeline.sweep import Grid, check_grid
+from pipeline.tables import Name
 from pipeline.witness import witnessed
 from pipeline.workspace import changed_workspace, fetch_experiment, project_workspace
 
@@ -196,6 +200,7 @@ def save_experiment(name: str, folder: Path) -> None:
 
 
 Jobs = Annotated[int, Field(ge=1)]
+Tiles = Annotated[int, Field(ge=1)]
 Stage = Literal[tuple(stage_names())]  # type: ignore[valid-type] # known when this is imported
 
 
@@ -230,20 +235,75 @@ def sweep(grid: Grid, jobs: Jobs = 1) -> list[dict[str, Any]]:
         A row for each, which is also shown as a table.
     """
     check_grid(grid)
-    log = get_run_logger()
     with end_with_worker(), tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
-        arguments = [sys.executable, "-m", "pipeline.sweep", "--grid", json.dumps(grid)]
-        arguments += ["--jobs", str(jobs), "--out", str(out)]
-        with Command("sweep", arguments, PROJECT, PROJECT) as command:
-            try:
-                for line in command.lines():
-                    log.info("%s", line)
-            finally:
-                rows: list[dict[str, Any]] = read_json(out) if out.is_file() else []
-                if rows:
-                    create_table_artifact(rows, key="sweep", description="Change class, percent")
+        options = ["--grid", json.dumps(grid), "--jobs", str(jobs), "--out", str(out)]
+        try:
+            run_module("pipeline.sweep", options)
+        finally:
+            rows: list[dict[str, Any]] = read_json(out) if out.is_file() else []
+            if rows:
+                create_table_artifact(rows, key="sweep", description="Change class, percent")
     return rows
+
+
+@flow(name="benchmark")
+def benchmark(
+    tables: tuple[Name, ...] = get_args(Name),
+    datasets: tuple[str, ...] = (),
+    seeds: tuple[Seed, ...] = (0,),
+    changes: dict[str, Any] | None = None,
+    jobs: Jobs = 1,
+    tiles: Tiles | None = None,
+    out: str = str(OUT),
+) -> None:
+    """Tables of the paper, our figures beside its own, as experiments in DVC's queue.
+
+    Args:
+        tables: I to V.
+        datasets: data sets; those of the paper where none are given.
+        seeds: of training.
+        changes: what else differs from params.yaml, as {"recipe": "common"}.
+        jobs: experiments to run at a time.
+        tiles: pairs of Table II's test loop.
+        out: folder for the tables, each of which is also shown as an artifact.
+    """
+    changes = changes or {}
+    Plan(tables, datasets, seeds, changes, tiles).entries()
+    options = [*tables, "--seeds", ",".join(map(str, seeds)), "--jobs", str(jobs), "--out", out]
+    options += [f"--dataset={name}" for name in datasets]
+    options += [f"--set={key}={json.dumps(value)}" for key, value in changes.items()]
+    options += [f"--tiles={tiles}"] if tiles else []
+    started = time.time()
+    with end_with_worker():
+        try:
+            run_module("pipeline.benchmark", options)
+        finally:
+            for name in tables:
+                show_table(PROJECT / out, name, started)
+
+
+def show_table(folder: Path, name: Name, since: float) -> None:
+    """Show a table as an artifact if it was written after a time, with its picture inside."""
+    page = folder / f"table-{name}.md"
+    if page.is_file() and page.stat().st_mtime >= since:
+        text, picture = page.read_text(encoding="utf-8"), page.with_suffix(".svg")
+        if f"({picture.name})" in text:
+            uri = data_uri(picture.read_bytes(), "image/svg+xml")
+            text = text.replace(f"({picture.name})", f"({uri})")
+        create_markdown_artifact(text, key=page.stem.lower(), description=f"Table {name}")
+
+
+def run_module(module: str, options: list[str]) -> None:
+    """Run a module of the project as a command, with its output as log.
+
+    Raises:
+        CommandError: it failed.
+    """
+    arguments = [sys.executable, "-m", module, *options]
+    with Command(module.rpartition(".")[2], arguments, PROJECT, PROJECT) as command:
+        for line in command.lines():
+            get_run_logger().info("%s", line)
 
 
 @contextmanager

@@ -6,14 +6,11 @@ An experiment is named after what it is made of, so that a sweep that was stoppe
 what it lacks: finished experiments are read, and training goes on where it was.
 """
 
-import json
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from dvc.api import DVCFileSystem
 from pydantic import TypeAdapter, ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -21,12 +18,9 @@ from rich.table import Table
 
 from dsfer.errors import ConfigError, DsferError
 from dsfer.files import write_json
-from dsfer.signals import stop_on_signals
-from pipeline.experiments import failure, finished, run_queued
-from pipeline.params import current_settings
-from pipeline.results import Metrics
+from pipeline.cells import Cell, make_cell, missing_reason, read_metrics, run_cells
+from pipeline.experiments import finished
 from pipeline.stages import run
-from pipeline.workspace import COPIES, experiment_name, hold
 
 Grid = dict[str, list[Any]]
 """Values to try, by key of `params.yaml`."""
@@ -41,21 +35,6 @@ class SweepError(DsferError):
     """Some experiments of a sweep failed."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One combination of a grid's values.
-
-    Attributes:
-        values: by key of `params.yaml`.
-        metrics: where its scores will be, in the project.
-        name: of its experiment.
-    """
-
-    values: dict[str, Any]
-    metrics: Path
-    name: str
-
-
 def check_grid(grid: Grid) -> list[Cell]:
     """The cells of a grid, the last key varying fastest.
 
@@ -67,12 +46,8 @@ def check_grid(grid: Grid) -> list[Cell]:
             raise ConfigError(
                 "has no values to try", where=f"grid, {key}", mend='give some, as {"seed": [0, 1]}'
             )
-    cells = []
-    for combination in product(*grid.values()):
-        values = dict(zip(grid, combination, strict=True))
-        metrics = current_settings(values).model_folder / "evaluation" / "metrics.json"
-        cells.append(Cell(values, metrics, experiment_name("sweep", Path(), values)))
-    return cells
+    combinations = product(*grid.values())
+    return [make_cell("sweep", dict(zip(grid, tries, strict=True))) for tries in combinations]
 
 
 def results_table(cells: list[Cell]) -> list[dict[str, Any]]:
@@ -81,23 +56,17 @@ def results_table(cells: list[Cell]) -> list[dict[str, Any]]:
     return [
         _result(cell)
         if cell.name in done
-        else cell.values | dict.fromkeys(COLUMNS, "") | {"status": _reason(cell)}
+        else cell.values | dict.fromkeys(COLUMNS, "") | {"status": missing_reason(cell)}
         for cell in cells
     ]
 
 
 def _result(cell: Cell) -> dict[str, Any]:
-    with DVCFileSystem(rev=cell.name).open(cell.metrics.as_posix()) as file:
-        metrics = Metrics.model_validate(json.load(file))
+    metrics = read_metrics(cell)
     scores = [_rounded(getattr(metrics.tiles, name)) for name in MEASURES]
     stitched = _rounded(metrics.stitched.F1) if metrics.stitched else ""
     shown = ["done", *scores, stitched, metrics.split_hash, cell.name]
     return cell.values | dict(zip(COLUMNS, shown, strict=True))
-
-
-def _reason(cell: Cell) -> str:
-    reason = failure(cell.name)
-    return "not run" if reason is None else f"failed: {reason}"
 
 
 def _rounded(value: float | None) -> Any:
@@ -113,9 +82,7 @@ def sweep(grid: Grid, jobs: int, out: Path | None) -> None:
         SweepError: experiments failed, which the table says too.
     """
     cells = check_grid(grid)
-    with hold(COPIES / "sweep", Path(), "another sweep"):
-        stopped = stop_on_signals(patience=None)  # the queue has to be emptied
-        run_queued({cell.name: cell.values for cell in cells}, jobs, stopped)
+    run_cells(cells, jobs, "another sweep")
     rows = results_table(cells)
     if out:
         write_json(out, rows)

@@ -85,11 +85,21 @@ def experiment_name(kind: str, project: Path, changes: dict[str, Any]) -> str:
     """Name of an experiment: the same for the same commit, edits and parameters."""
     parts = [
         _git(project, "rev-parse", "HEAD"),
-        _git(project, "diff", "HEAD"),
+        _edits(project),
         json.dumps(changes, sort_keys=True),
     ]
     digest = hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
     return f"{kind}-{digest[:8]}"
+
+
+def commit(project: Path) -> str:
+    """The present commit, shortened, and whether something was edited since."""
+    return _git(project, "rev-parse", "--short", "HEAD") + (" with edits" * bool(_edits(project)))
+
+
+def _edits(project: Path) -> str:
+    """Edits of tracked files that results can depend on: not of documents or DVC's records."""
+    return _git(project, "diff", "HEAD", "--", ".", ":(exclude)docs", ":(exclude)dvc.lock")
 
 
 def fetch_experiment(project: Path, folder: Path, name: str) -> None:

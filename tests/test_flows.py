@@ -247,6 +247,21 @@ def test_a_sweep_is_one_table_and_says_which_experiment_failed(operation):
     assert dvc(operation.project, "queue", "status") == queued
 
 
+def test_a_table_of_the_paper_is_run_once_and_shown(operation):
+    project, where = operation.project, "data/tables"
+    flow_run = operation.start("benchmark/local", tables=["III"], datasets=["folder/tiny"], jobs=2)
+    assert operation.finish(flow_run) == "Completed", operation.log(flow_run)
+    text = operation.artifacts(flow_run)["table-iii"].data
+    assert text == (project / where / "table-III.md").read_text()
+    assert "paper, other data" in text and "Base+Concat+DSFR" in text and "†" not in text
+    # What is done is read, not computed again, by whatever name a table calls it.
+    queued = dvc(project, "queue", "status")
+    command = [sys.executable, "-m", "pipeline.benchmark", "III", "--dataset", "folder/tiny"]
+    assert f"tables III are in {where}" in run(project, *command)
+    assert dvc(project, "queue", "status") == queued
+    assert run(project, "git", "status", "--short") == ""
+
+
 def sweep_command(grid: dict[str, Any]) -> list[str]:
     return [sys.executable, "-m", "pipeline.sweep", "--grid", json.dumps(grid)]
 

@@ -1,0 +1,256 @@
+"""The paper's tables from one command: our figures beside its own.
+
+    python -m pipeline.benchmark I III --dataset demo --seeds 0,1,2 --jobs 2 -S iterations=60
+
+Every cell is a DVC experiment in its queue (Table II: a run of `benchmarks/cost.py`). Cells that
+are finished are read, also those that another table shares; one that fails is reported and stops
+no other; a run that was killed at any moment goes on when it is started again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import pandas as pd
+import typer
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from dsfer.errors import ConfigError, DataError, DsferError
+from dsfer.files import atomic_path
+from dsfer.significance import compare_f1
+from pipeline.cells import Cell, missing_reason, read_metrics, read_scenes, run_cells
+from pipeline.cost import cost_caption, measure_costs
+from pipeline.experiments import finished
+from pipeline.results import Metrics
+from pipeline.sensitivity import write_plot
+from pipeline.sheets import (
+    MARK,
+    Outcome,
+    Sheet,
+    records_of,
+    score_caption,
+    score_sheet,
+    significance_sheet,
+)
+from pipeline.stages import run
+from pipeline.tables import Entry, Name, entries_of, load_tables, table_names
+from pipeline.typeset import write_document
+
+LAST_STAGE = "evaluate"
+"""Tables need scores; figures and report of a cell are made by `dvc exp run` with its values."""
+
+BOOTSTRAP_SEED = 0
+
+OUT = Path("data/tables")
+"""Where tables are put unless somebody says otherwise."""
+
+
+class BenchmarkError(DsferError):
+    """Some cells of a table have no result."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        names: of tables, all by default.
+        datasets: to measure on; those of the paper where none are given.
+        seeds: of training.
+        changes: what else differs from `params.yaml`, by key.
+        tiles: pairs of Table II's test loop; None for the number of `benchmarks/cost.py`.
+    """
+
+    names: Sequence[str] = get_args(Name)
+    datasets: Sequence[str] = ()
+    seeds: Sequence[int] = (0,)
+    changes: dict[str, Any] = field(default_factory=dict)
+    tiles: int | None = None
+
+    def entries(self) -> dict[Name, list[Entry]]:
+        """The rows of each table, on each data set; none of Table II.
+
+        Raises:
+            ConfigError: a table is unknown, or a cell's parameters are impossible.
+        """
+        return {
+            name: entries_of(name, self.datasets, self.seeds, self.changes)
+            if load_tables()[name].datasets
+            else []
+            for name in table_names(self.names)
+        }
+
+
+def benchmark(plan: Plan, jobs: int, out: Path) -> None:
+    """Run what the tables lack, and write them to a folder.
+
+    Args:
+        plan: what to measure.
+        jobs: experiments to run at a time.
+        out: for `table-NAME` as .md, .tex, .html and .csv, and the plot of Table V.
+
+    Raises:
+        ConfigError: the plan is impossible; nothing has been started.
+        QueueError: it was stopped, or DVC failed.
+        BenchmarkError: cells failed, which the tables say too.
+    """
+    entries = plan.entries()
+    # First, since from the queue's first experiment on Ctrl-C only asks for an orderly end.
+    costs = measure_costs(plan.tiles) if "II" in entries else []
+    cells = {cell.name: cell for rows in entries.values() for row in rows for cell in row.cells}
+    if cells:
+        run_cells(cells.values(), jobs, "a benchmark", LAST_STAGE)
+    outcomes = read_outcomes(cells)
+    missing: list[str] = []
+    for name, rows in entries.items():
+        if rows:
+            records = pd.DataFrame([line for row in rows for line in records_of(row, outcomes)])
+            sheets = score_sheets(records, rows, outcomes, plan)
+        else:
+            records = pd.DataFrame(costs)
+            sheets = [score_sheet(records, cost_caption(records))]
+        write_table(name, records, sheets, out)
+        lacking = records[records["why"] != ""]
+        missing += (lacking["row"] + ": " + lacking["why"]).unique().tolist()
+    print(f"tables {', '.join(entries)} are in {out}", flush=True)
+    if missing:
+        raise BenchmarkError(
+            "; ".join(dict.fromkeys(missing)),
+            where=f"tables {', '.join(entries)}",
+            mend="see `dvc queue logs NAME`, then start the same again",
+        )
+
+
+def read_outcomes(cells: dict[str, Cell]) -> dict[str, Outcome]:
+    """Scores of the cells by name, or why there are none."""
+    done = finished()
+    return {name: _outcome(cell, name in done) for name, cell in cells.items()}
+
+
+def _outcome(cell: Cell, done: bool) -> Outcome:
+    try:
+        return read_metrics(cell) if done else missing_reason(cell)
+    except DataError as error:
+        return f"failed: {error}"
+
+
+def score_sheets(
+    records: pd.DataFrame, entries: list[Entry], outcomes: dict[str, Outcome], plan: Plan
+) -> list[Sheet]:
+    """A sheet for each data set; of Table I with one of the pairs of its rows behind it."""
+    sheets = []
+    for dataset, part in records.groupby("dataset", sort=False):
+        sheets.append(score_sheet(part, score_caption(part, plan.seeds, plan.changes)))
+        if entries[0].table == "I":
+            here = [entry for entry in entries if entry.dataset == dataset]
+            sheets += _significance(here, outcomes)
+    return sheets
+
+
+def _significance(entries: Sequence[Entry], outcomes: dict[str, Outcome]) -> list[Sheet]:
+    """A sheet on the pairs of rows on one data set that have results for all seeds, if any.
+
+    Raises:
+        DataError: rows did not score the same split.
+    """
+    scores = {entry.label: [outcomes[cell.name] for cell in entry.cells] for entry in entries}
+    whole = [e for e in entries if all(isinstance(s, Metrics) for s in scores[e.label])]
+    splits = {s.split_hash for found in scores.values() for s in found if isinstance(s, Metrics)}
+    if len(splits) > 1:
+        raise DataError(
+            f"rows were scored on different splits: {', '.join(sorted(splits))}",
+            where=f"table {entries[0].table} on {entries[0].dataset}",
+            mend="commit the project's changes, then start the same again",
+        )
+    if len(whole) < 2:
+        return []
+    scenes = {e.label: pd.concat([read_scenes(cell) for cell in e.cells]) for e in whole}
+    left_out = [entry.label for entry in entries if entry not in whole]
+    note = f"{MARK} Left out, since seeds lack results: {', '.join(left_out)}."
+    pairs = compare_f1(scenes, seed=BOOTSTRAP_SEED)
+    count = scenes[whole[0].label]["scene"].nunique()
+    return [significance_sheet(entries[0].dataset, pairs, count, (note,) if left_out else ())]
+
+
+def write_table(name: Name, records: pd.DataFrame, sheets: Sequence[Sheet], out: Path) -> None:
+    """Write one table in all formats."""
+    stem, picture = f"table-{name}", None
+    if name == "V":
+        picture = stem
+        write_plot(out, stem, records)
+    write_csv(records, out / f"{stem}.csv")
+    for sheet in sheets:
+        if sheet.numbers is not None:
+            write_csv(sheet.numbers, out / f"{sheet.key}.csv")
+    write_document(out, stem, f"Table {name}. {load_tables()[name].title}", sheets, picture)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table for programs, atomically."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+
+
+def parse_changes(given: Sequence[str]) -> dict[str, Any]:
+    """Values by key of `-S key=value`, the value in YAML.
+
+    Raises:
+        ConfigError: one has no `=`, or its value is no YAML.
+    """
+    changes = {}
+    for text in given:
+        try:
+            key, value = text.split("=", 1)
+            changes[key] = YAML(typ="safe", pure=True).load(value)
+        except (ValueError, YAMLError) as error:
+            raise ConfigError(
+                "is no key=value with a value in YAML",
+                where=f"-S {text}",
+                mend="give it as -S iterations=60",
+            ) from error
+    return changes
+
+
+def parse_seeds(given: str) -> list[int]:
+    """Seeds of a list as `0,1,2`.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return TypeAdapter(list[int]).validate_python(given.split(","))
+    except ValidationError as error:
+        raise ConfigError(
+            f"'{given}' is no list of integers", where="--seeds", mend="give it as 0,1,2"
+        ) from error
+
+
+def main() -> None:
+    """Run the command line."""
+    typer.run(_main)
+
+
+def _main(
+    tables: Annotated[list[str] | None, typer.Argument(help="I to V; all by default.")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Data sets; those of the paper by default.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of training, as 0,1,2.")] = "0",
+    jobs: Annotated[int, typer.Option(min=1, help="Experiments to run at a time.")] = 1,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", "-S", help="Parameters, as iterations=60.")
+    ] = None,
+    tiles: Annotated[int | None, typer.Option(min=1, help="Pairs of Table II's test loop.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the tables.")] = OUT,
+) -> None:
+    """Measure tables of the paper, and set its figures beside ours."""
+    changes = parse_changes(set_ or [])
+    plan = Plan(tables or get_args(Name), dataset or (), parse_seeds(seeds), changes, tiles)
+    benchmark(plan, jobs, out)
+
+
+if __name__ == "__main__":
+    run(main)

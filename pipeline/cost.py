@@ -1,0 +1,137 @@
+"""Table II: what a network costs, measured by `benchmarks/cost.py`, one network a process.
+
+What was measured is kept until code, commit or size change, so that a run that was killed goes on.
+"""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from dsfer.errors import DsferError
+from dsfer.files import atomic_path, read_json
+from pipeline.commands import Command
+from pipeline.results import Stored
+from pipeline.sheets import listed, record
+from pipeline.tables import load_tables
+from pipeline.workspace import commit, experiment_name
+
+KEPT = Path(".dvc/tmp/tables")
+"""Where measured costs lie in a project."""
+
+MADE = ("device", "torch", "date", "pairs", "precision", "batch")
+"""What records tell of how they were made."""
+
+BESIDE = {"seconds": "A100"}
+"""Measures whose published figures are of another device."""
+
+PAPER_PAIRS = 2048
+"""Test tiles of LEVIR-CD, which the paper's seconds are for."""
+
+
+class Cost(Stored):
+    """One of the rows that `benchmarks/cost.py` writes.
+
+    Attributes:
+        parameters: as the paper counts them.
+        gmacs: multiplications and additions of one pair, in thousands of millions.
+        test_loop_s: seconds for `test_pairs` pairs, one at a time, reading included.
+        peak_mib: memory of one batch, where the device tells.
+    """
+
+    parameters: int
+    gmacs: float
+    test_loop_s: float
+    test_pairs: int
+    pairs_per_second: float
+    batch: int
+    latency_ms: float
+    peak_mib: float | None
+    precision: str
+
+
+class Costs(Stored):
+    """What `benchmarks/cost.py` writes."""
+
+    device: str
+    date: str
+    torch: str
+    rows: list[Cost]
+
+
+def measure_costs(tiles: int | None) -> list[dict[str, object]]:
+    """The records of Table II; what was measured before is read.
+
+    Args:
+        tiles: pairs of the test loop; None for the benchmark's own number.
+    """
+    rows = load_tables()["II"].rows
+    return [line for key in rows for line in cost_records(key, measure(key, tiles))]
+
+
+def measure(model: str, tiles: int | None) -> Costs | str:
+    """Measure a network, or read what was measured before; or say why that failed.
+
+    Args:
+        model: name of the network.
+        tiles: pairs of the test loop; None for the benchmark's own number.
+    """
+    options = [] if tiles is None else ["--tiles", str(tiles)]
+    name = experiment_name("cost", Path(), {"model": model, "options": options})
+    kept = KEPT / f"{name}.json"
+    try:
+        if not kept.is_file():
+            with atomic_path(kept) as temporary:
+                _run(model, [*options, "--json", str(temporary)])
+        return Costs.model_validate(read_json(kept))
+    except DsferError as error:
+        return f"failed: {error.problem}"
+
+
+def _run(model: str, options: list[str]) -> None:
+    arguments = [sys.executable, "-m", "benchmarks.cost", "--only", model, *options]
+    with Command(f"cost of {model}", arguments, Path(), Path()) as command:
+        for line in command.lines():
+            print(line, flush=True)
+
+
+def cost_records(key: str, found: Costs | str) -> list[dict[str, object]]:
+    """The measures of one row of Table II, see `pipeline.sheets.record`.
+
+    Args:
+        key: of the row.
+        found: what `measure` returned.
+    """
+    why = found if isinstance(found, str) else ""
+    values, made = ({}, dict.fromkeys(MADE, "")) if isinstance(found, str) else _told(found)
+    return [
+        record("II", key, "", name, values.get(name, []), BESIDE.get(name, ""), why) | made
+        for name in load_tables()["II"].measures
+    ]
+
+
+def _told(found: Costs) -> tuple[dict[str, list[float]], dict[str, object]]:
+    """Measures by their names in the table, and how they were measured."""
+    (cost,) = found.rows
+    values = {
+        "parameters": [cost.parameters / 1e6],
+        "seconds": [cost.test_loop_s / cost.test_pairs * PAPER_PAIRS],
+        "GMACs": [cost.gmacs],
+        "pairs/s": [cost.pairs_per_second],
+        "latency": [cost.latency_ms],
+        "memory": [] if cost.peak_mib is None else [cost.peak_mib],
+    }
+    made = (found.device, found.torch, found.date, cost.test_pairs, cost.precision, cost.batch)
+    return values, dict(zip(MADE, made, strict=True))
+
+
+def cost_caption(records: pd.DataFrame) -> str:
+    """How Table II was measured."""
+    made = {name: listed(filter(None, records[name])) or "none" for name in MADE}
+    return (
+        f"python -m benchmarks.cost on {made['device']}, torch {made['torch']}, {made['date']}. "
+        "Parameters as the paper counts them. Test loop as the paper's: float32, one pair after "
+        f"the other, reading included, scaled from {made['pairs']} pairs to {PAPER_PAIRS:,}; the "
+        "paper's seconds are of an NVIDIA A100, so no difference is given. Pairs per second at "
+        f"batches of {made['batch']}, {made['precision']}. Commit {commit(Path())}."
+    )

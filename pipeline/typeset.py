@@ -1,0 +1,126 @@
+"""Tables as Markdown, LaTeX and HTML."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dsfer.figures import data_uri
+from dsfer.files import write_bytes
+from pipeline.sheets import Sheet
+
+TEX = str.maketrans(
+    {
+        "±": r"$\pm$", "−": "$-$", "—": "---", "–": "--", "Δ": r"$\Delta$", "λ": r"$\lambda$",
+        "†": r"\dag{}", "…": r"\ldots{}",
+    }
+)  # fmt: skip
+"""Signs that LaTeX's own fonts know by other names."""
+
+TEX_SPECIAL = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+)
+"""Signs that mean something to LaTeX; in cells, pandas escapes them."""
+
+TEX_PACKAGES = "% For \\input. Needs \\usepackage{booktabs,adjustbox,graphicx}."
+
+TEX_TABLE = r"""
+\begin{{table*}}
+\centering
+\caption{{{caption}}}
+\label{{tab:{key}}}
+\begin{{adjustbox}}{{max width=\textwidth}}
+{tabular}\end{{adjustbox}}
+{notes}\end{{table*}}
+"""
+
+TEX_FIGURE = r"""
+\begin{{figure}}
+\centering
+\includegraphics[width=\linewidth]{{{picture}.pdf}}
+\caption{{F1 over the weight of deep supervision.}}
+\label{{fig:{picture}}}
+\end{{figure}}
+"""
+
+
+def write_document(
+    folder: Path, stem: str, title: str, sheets: Sequence[Sheet], picture: str | None = None
+) -> None:
+    """Write sheets as `stem` with the suffixes .md, .tex and .html.
+
+    Args:
+        folder: where they are put; made if need be.
+        stem: of the names.
+        title: of the pages.
+        sheets: in their order.
+        picture: stem of a picture in the folder, there as .svg and .pdf.
+    """
+    texts = {
+        ".md": markdown(title, sheets, picture),
+        ".tex": latex(sheets, picture),
+        ".html": html(title, sheets, folder / f"{picture}.svg" if picture else None),
+    }
+    for suffix, text in texts.items():
+        write_bytes(folder / f"{stem}{suffix}", text.encode())
+
+
+def markdown(title: str, sheets: Sequence[Sheet], picture: str | None) -> str:
+    """Sheets as Markdown, columns of two levels in one."""
+    parts = [f"# {title}"]
+    for sheet in sheets:
+        frame = sheet.frame.set_axis([_one_level(column) for column in sheet.frame.columns], axis=1)
+        align = ["left", *["right"] * frame.shape[1]]
+        table = frame.to_markdown(disable_numparse=True, colalign=align)
+        parts += [f"## {sheet.title}", table, *sheet.notes, sheet.caption]
+    if picture:
+        parts.append(f"![F1 over λ]({picture}.svg)")
+    return "\n\n".join(parts) + "\n"
+
+
+def _one_level(column: Any) -> str:
+    """A heading of one line, as Markdown has them: what is ours goes without saying."""
+    parts = [column] if isinstance(column, str) else column
+    return ", ".join(part for part in parts if part != "ours")
+
+
+def latex(sheets: Sequence[Sheet], picture: str | None) -> str:
+    r"""Sheets as floats for `\input`; the first line says which packages they need."""
+    floats = [_float(sheet) for sheet in sheets]
+    if picture:
+        floats.append(TEX_FIGURE.format(picture=picture))
+    return "\n".join([TEX_PACKAGES, *floats]).translate(TEX)
+
+
+def _float(sheet: Sheet) -> str:
+    styler = sheet.frame.style.format(escape="latex")
+    for axis in ("index", "columns"):
+        styler = styler.format_index(escape="latex", axis=axis)
+    columns = "l" + "r" * sheet.frame.shape[1]
+    return TEX_TABLE.format(
+        caption=f"{sheet.title}. {sheet.caption}".translate(TEX_SPECIAL),
+        key=sheet.key,
+        tabular=styler.to_latex(column_format=columns, hrules=True, multicol_align="c"),
+        notes="".join(
+            f"\\par\\footnotesize {note.translate(TEX_SPECIAL)}\n" for note in sheet.notes
+        ),
+    )
+
+
+def html(title: str, sheets: Sequence[Sheet], picture: Path | None) -> str:
+    """Sheets as one page that needs nothing but itself."""
+    environment = Environment(
+        loader=PackageLoader("pipeline"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    tables = [
+        (sheet, sheet.frame.to_html(border=0, justify="unset", index_names=False))
+        for sheet in sheets
+    ]
+    drawn = data_uri(picture.read_bytes(), "image/svg+xml") if picture else None
+    return environment.get_template("tables.html").render(title=title, tables=tables, drawn=drawn)

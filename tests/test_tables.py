@@ -1,0 +1,330 @@
+"""The paper's tables from made-up scores; cells that run are in tests/test_benchmark.py."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dsfer.errors import ConfigError, DataError
+from pipeline import benchmark, cost, sheets
+from pipeline.benchmark import Plan, parse_changes, parse_seeds
+from pipeline.cost import Costs, cost_caption, cost_records
+from pipeline.published import load_published
+from pipeline.results import Metrics
+from pipeline.sensitivity import sensitivity_figure, write_plot
+from pipeline.sheets import records_of, score_caption, score_sheet
+from pipeline.tables import entries_of, load_tables, paper_figures
+from pipeline.typeset import html, latex, markdown, write_document
+from tests.pages import addresses
+
+
+@pytest.fixture(autouse=True)
+def no_commit(monkeypatch):
+    monkeypatch.setattr(sheets, "commit", lambda project: "abc1234")
+    monkeypatch.setattr(cost, "commit", lambda project: "abc1234")
+
+
+def scores(f1, **changes):
+    measured = {"P": 80.0, "R": 70.0, "F1": f1, "OA": 98.5, "IoU": 60.0, "n": 64}
+    return Metrics(
+        dataset="demo", model="m", variant=None, recipe="modern", seed=0, split_hash="026d67e1be7f",
+        device="2 cores", iterations=60, best_step=40, parameters=2_329_886, pairs_per_second=9.0,
+        tiles=measured | {"F1_low": 1.0, "F1_high": 99.0}, stitched=None, stitched_note="",
+        baseline={"P": 1, "R": 1, "F1": 1, "OA": 1, "IoU": 1, "threshold": 4},
+    ).model_copy(update=changes)  # fmt: skip
+
+
+def measured(name, dataset, outcome_of, seeds=(0, 1)):
+    """Records of a table whose cells came out as `outcome_of(row, seed)`."""
+    entries = entries_of(name, [dataset], seeds, {})
+    outcomes = {
+        cell.name: outcome_of(entry.key, cell.settings.params.seed)
+        for entry in entries
+        for cell in entry.cells
+    }
+    return pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes)])
+
+
+def sheet_of(records, seeds=(0, 1)):
+    return score_sheet(records, score_caption(records, seeds, {"iterations": 60}))
+
+
+def test_every_row_of_every_table_has_its_figures_and_possible_parameters():
+    paper = load_published()
+    rows = {name: list(table.rows) for name, table in load_tables().items()}
+    assert rows["I"] == rows["II"] == list(paper.comparison) == list(paper.cost)
+    assert rows["III"] == list(paper.ablation)
+    assert rows["IV"] == list(paper.encoders)
+    assert [float(key) for key in rows["V"]] == [row.lambda_ for row in paper.sensitivity]
+    for name, table in load_tables().items():
+        entries = entries_of(name, [], [0], {})
+        assert len(entries) == len(rows[name]) * len(table.datasets)
+        for key, row in table.rows.items():
+            figures = paper_figures(name, key)
+            assert set(figures) == set(table.datasets or ["levir-cd"])
+            if name == "I":
+                assert row.label == paper.titles[key]
+    assert paper_figures("V", "1")["cdd"] == {"F1": 95.17, "OA": 98.84}
+
+
+def test_cells_that_mean_the_same_are_one_experiment():
+    """Dsfer-Net itself is a row of four tables."""
+    own = {"I": "dsfer-net", "III": "base+cf+dsfr", "IV": "vgg16", "V": "0.1"}
+    cells = {
+        name: {entry.key: entry.cells[0].name for entry in entries_of(name, ["demo"], [0], {})}
+        for name in own
+    }
+    assert len({cells[name][key] for name, key in own.items()}) == 1
+    assert len({cell for rows in cells.values() for cell in rows.values()}) == 9 + 3 + 2 + 5
+
+
+def test_mean_and_spread_stand_beside_the_paper_and_the_difference():
+    records = measured("I", "levir-cd", lambda key, seed: scores(90.0 + seed))
+    sheet = sheet_of(records)
+    assert sheet.frame.loc["Dsfer-Net", "F1"].to_dict() == {
+        "ours": "90.50 ± 0.71", "paper": "90.76", "Δ": "−0.26",
+    }  # fmt: skip
+    assert sheet.frame.loc["BiT", ("F1", "Δ")] == "+2.31"
+    for stamp in ("026d67e1be7f", "64 isolated tiles", "Recipe modern", "60 iterations",
+                  "seed 0, 1", "one standard deviation", "iterations: 60", "2 cores",
+                  "commit abc1234", "Δ: ours less the paper's"):  # fmt: skip
+        assert stamp in sheet.caption
+    line = records[(records["row"] == "BiT") & (records["measure"] == "F1")].iloc[0]
+    assert (line["mean"], line["n"], line["paper"]) == (90.5, 2, 88.19)
+    assert line["sd"] == pytest.approx(0.5**0.5) and len(line["experiments"].split()) == 2
+
+
+def test_one_seed_has_no_spread():
+    records = measured("III", "cdd", lambda key, seed: scores(90.0), seeds=(0,))
+    assert records["sd"].isna().all()
+    assert sheet_of(records, (0,)).frame.loc["Base+CF", ("F1", "ours")] == "90.00"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "changes"), [("demo", {}), ("levir-cd", {"tile_size": 128}), ("whu-cd", {})]
+)
+def test_no_difference_is_given_where_the_data_are_others(dataset, changes):
+    entries = entries_of("IV", [dataset], [0], changes)
+    outcomes = {entry.cells[0].name: scores(75.0) for entry in entries}
+    records = pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes)])
+    assert records["difference"].isna().all()
+    sheet = sheet_of(records, (0,))
+    assert sheet.frame.loc["VGG-16", "F1"].to_dict() == {
+        "ours": "75.00", "paper, other data": "90.76",
+    }  # fmt: skip
+    assert "of levir-cd as published, other data than here" in sheet.caption
+
+
+def test_what_is_missing_is_never_filled_and_says_why():
+    def outcome(key, seed):
+        if key == "resnet18":
+            return "failed: lr: the loss is inf at step 1."
+        if key == "transformer":
+            return "not run"
+        return scores(80.0) if seed else "failed: no room."
+
+    sheet = sheet_of(measured("IV", "levir-cd", outcome))
+    ours = sheet.frame[("F1", "ours")].to_dict()
+    assert ours == {"ResNet-18": "failed†", "Transformer": "not measured†", "VGG-16": "80.00†"}
+    assert sheet.frame[("F1", "Δ")].to_dict()["ResNet-18"] == "—"
+    assert sheet.notes[0] == (
+        "† ResNet-18: seed 0 failed: lr: the loss is inf at step 1.; "
+        "seed 1 failed: lr: the loss is inf at step 1."
+    )
+    assert sheet.notes[2] == "† VGG-16: seed 0 failed: no room."
+    for text in (markdown("T", [sheet], None), html("T", [sheet], None), latex([sheet], None)):
+        assert text.count("the loss is inf") == 2
+
+
+def test_a_measure_without_a_value_is_said_to_have_none():
+    nothing = scores(0.0, tiles=scores(0.0).tiles.model_copy(update={"P": None}))
+    records = measured("I", "levir-cd", lambda key, _: nothing if key == "bit" else scores(50.0))
+    frame = sheet_of(records).frame
+    assert frame.loc["BiT", "P"].to_dict() == {"ours": "no value", "paper": "86.30", "Δ": "—"}
+
+
+def test_rows_of_other_splits_are_not_compared(monkeypatch):
+    entries = entries_of("I", ["demo"], [0], {})
+    outcomes = {
+        e.cells[0].name: scores(50.0, split_hash=f"{i // 8}") for i, e in enumerate(entries)
+    }
+    with pytest.raises(DataError, match="scored on different splits: 0, 1"):
+        benchmark._significance(entries, outcomes)
+
+
+def test_pairs_of_methods_are_compared_over_pooled_seeds(monkeypatch):
+    """Rows that lack a seed are left out; one that is better in every scene is."""
+    entries = entries_of("I", ["demo"], [0, 1], {})
+    outcomes = {cell.name: scores(50.0) for entry in entries for cell in entry.cells}
+    outcomes[entries[0].cells[1].name] = "failed: no room."
+
+    def scenes(cell):
+        good = cell.settings.params.model == "dsfer-net"
+        names = [f"{number:04d}" for number in range(20)]
+        return pd.DataFrame({"scene": names, "tp": 90 if good else 60, "fp": 10, "fn": 10})
+
+    monkeypatch.setattr(benchmark, "read_scenes", scenes)
+    (sheet,) = benchmark._significance(entries, outcomes)
+    assert len(sheet.frame) == 8 * 7 / 2
+    assert sheet.frame.loc["BiT less Dsfer-Net", "real"] == "yes"
+    assert sheet.frame.loc["BiT less VcT", ["Δ F1", "p", "real"]].tolist() == [
+        "+0.00", "1.0000", "not shown",
+    ]  # fmt: skip
+    assert "over the 20 scenes" in sheet.caption and "7 of 28 differences are real" in sheet.caption
+    assert sheet.notes == ("† Left out, since seeds lack results: FC-Siam-conc.",)
+
+
+def made_up_costs(model):
+    row = {
+        "model": model, "variant": None, "parameters": 34_085_990, "gmacs": 75.19, "test_pairs": 16,
+        "test_loop_s": 0.5, "pairs_per_second": 3.5, "batch": 8, "latency_ms": 250.0,
+        "peak_mib": None, "precision": "float32",
+    }  # fmt: skip
+    about = {"command": "c", "device": "2 cores", "date": "2026-11-27", "torch": "2.15"}
+    return about | {"rows": [row]}
+
+
+def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
+    costs = {key: Costs.model_validate(made_up_costs(key)) for key in load_tables()["II"].rows}
+    costs["vct"] = "failed: no room"
+    records = pd.DataFrame([line for pair in costs.items() for line in cost_records(*pair)])
+    sheet = score_sheet(records, cost_caption(records))
+    assert sheet.frame.loc["Dsfer-Net"].to_dict() == {
+        ("Parameters, million", "ours"): "34.09",
+        ("Parameters, million", "paper"): "34.08",
+        ("Parameters, million", "Δ"): "+0.01",
+        ("Test loop, s per 2,048 pairs", "ours"): "64.00",
+        ("Test loop, s per 2,048 pairs", "paper, A100"): "21.27",
+        ("GMACs", "ours"): "75.19",
+        ("Pairs per second", "ours"): "3.50",
+        ("Latency, ms", "ours"): "250.00",
+        ("Peak memory, MiB", "ours"): "not measured",
+    }
+    assert sheet.frame.loc["VcT", ("GMACs", "ours")] == "failed†"
+    assert sheet.notes == ("† VcT: failed: no room",)
+    assert "scaled from 16 pairs to 2,048" in sheet.caption and "2 cores" in sheet.caption
+
+
+def test_costs_are_measured_once_and_a_failure_is_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "KEPT", tmp_path)
+    calls = []
+
+    def run(model, options):
+        calls.append((model, options[:-1]))
+        if model == "bit":
+            raise ConfigError("no such option")
+        Path(options[-1]).write_text(json.dumps(made_up_costs(model)))
+
+    monkeypatch.setattr(cost, "_run", run)
+    first, second = cost.measure("vct", 4), cost.measure("vct", 4)
+    assert first == second and first.rows[0].parameters == 34_085_990
+    assert cost.measure("bit", None) == "failed: no such option"
+    assert cost.measure("vct", 8) == first
+    assert calls == [
+        ("vct", ["--tiles", "4", "--json"]),
+        ("bit", ["--json"]),
+        ("vct", ["--tiles", "8", "--json"]),
+    ]  # fmt: skip
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory):
+    """Folder with Table V in all formats, and its records."""
+    folder = tmp_path_factory.mktemp("tables")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sheets, "commit", lambda project: "abc1234")
+        records = measured(
+            "V", "levir-cd", lambda key, seed: scores(90.0 + seed + float(key) / 100)
+        )
+        write_plot(folder, "table-V", records)
+        write_document(folder, "table-V", "Table V", [sheet_of(records)], "table-V")
+    return folder, records
+
+
+def test_formats_hold_the_same_numbers(document):
+    folder, _ = document
+    for suffix, row in {
+        ".md": r"\| λ = 10 +\| +90\.60 ± 0\.71 \| +90\.12 \| +\+0\.48 \| +98\.50 ± 0\.00 \|",
+        ".tex": r"\$\\lambda\$ = 10 & 90\.60 \$\\pm\$ 0\.71 & 90\.12 & \+0\.48 &",
+        ".html": r"<th>λ = 10</th>\s*<td>90\.60 ± 0\.71</td>\s*<td>90\.12</td>\s*<td>\+0\.48<",
+    }.items():
+        assert re.search(row, (folder / f"table-V{suffix}").read_text()), suffix
+
+
+def test_the_page_needs_nothing_but_itself(document):
+    folder, _ = document
+    page = (folder / "table-V.html").read_text()
+    assert [kind for _, _, kind in addresses(page)] and all(
+        address.startswith("data:image/svg") for _, _, address in addresses(page)
+    )
+
+
+def test_names_from_outside_are_escaped():
+    records = measured("III", "levir-cd", lambda key, seed: f"failed: <b>100 %_$#&{{}}\\ {seed}")
+    sheet = sheet_of(records)
+    assert "<b>" not in html("T", [sheet], None)
+    assert r"100 \%\_\$\#\&\{\}\textbackslash{}" in latex([sheet], None)
+
+
+def test_the_plot_shows_both_curves_with_spread(document):
+    folder, records = document
+    (axes,) = sensitivity_figure(records).axes
+    assert axes.get_xscale() == "log"
+    ours, paper = axes.containers[0].lines[0], axes.lines[-1]
+    assert list(ours.get_xdata()) == [0.001, 0.01, 0.1, 1, 10, 100]
+    assert ours.get_ydata()[-1] == pytest.approx(91.5)
+    assert list(paper.get_ydata()) == [90.69, 90.73, 90.76, 90.66, 90.12, 89.47]
+    for suffix, start in {".svg": b"<?xml", ".pdf": b"%PDF", ".png": b"\x89PNG"}.items():
+        assert (folder / f"table-V{suffix}").read_bytes().startswith(start)
+
+
+def test_the_plot_leaves_out_the_paper_where_the_data_are_others():
+    (axes,) = sensitivity_figure(measured("V", "demo", lambda key, seed: scores(50.0))).axes
+    assert axes.get_legend_handles_labels()[1] == ["ours"]
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX here")
+def test_latex_compiles(document, tmp_path):
+    folder, _ = document
+    preamble = r"\documentclass{article}\usepackage{booktabs,adjustbox,graphicx}\begin{document}"
+    (tmp_path / "page.tex").write_text(preamble + r"\input{table-V.tex}\end{document}")
+    for file in folder.iterdir():
+        shutil.copy(file, tmp_path)
+    done = subprocess.run(
+        ["pdflatex", "-halt-on-error", "page.tex"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_bad_input_is_named():
+    for plan, message in [
+        (Plan(names=["IVV"]), "unknown table 'IVV'; perhaps you mean 'iv'"),
+        (Plan(names=["VI"]), "unknown table 'VI'; perhaps you mean 'v'"),
+        (Plan(names=["V"], changes={"lambda": 1}), "table V, lambda: is what the cells"),
+        (Plan(names=["I"], changes={"seed": 1}), "table I, seed: is what the cells"),
+        (Plan(names=["V"], changes={"lr": -1}), "lr: Input should be greater than 0"),
+        (Plan(names=["V"], changes={"iteratons": 1}), "perhaps you mean 'iterations'"),
+        (Plan(names=["V"], datasets=["lever-cd"]), "perhaps you mean 'levir-cd'"),
+        (Plan(names=["I"], changes={"recipe": "paper"}), "recipe 'paper' is for dsfer-net"),
+    ]:
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            plan.entries()
+
+
+def test_options_of_the_command_line():
+    given = ["lr=1e-3", "recipe=common", "width=null", "augmentation=[flips, zoom]"]
+    assert parse_changes(given) == {
+        "lr": 0.001, "recipe": "common", "width": None, "augmentation": ["flips", "zoom"],
+    }  # fmt: skip
+    assert parse_seeds("0,2") == [0, 2]
+    assert list(Plan(names=["iii", "V"]).entries()) == ["III", "V"]
+    for wrong in (["lr"], ["lr=[1"]):
+        with pytest.raises(ConfigError, match=r"is no key=value .* -S iterations=60"):
+            parse_changes(wrong)
+    with pytest.raises(ConfigError, match="--seeds: '0,x' is no list of integers"):
+        parse_seeds("0,x")
