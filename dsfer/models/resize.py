@@ -26,27 +26,39 @@ def _bilinear(features: Tensor, factor: int) -> Tensor:
         return F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=True)
 
 
+# Their results are always channels-last, as the networks are while they train: in torch 2.11 a
+# compiled network may hand them another layout than the one that their shapes were traced with.
+
+
 @torch.library.custom_op("dsfer::enlarge", mutates_args=())
 def _enlarge(features: Tensor, factor: int) -> Tensor:
-    return _bilinear(features, factor)
+    enlarged = _bilinear(features.contiguous(memory_format=torch.channels_last), factor)
+    return enlarged.contiguous(memory_format=torch.channels_last)
 
 
 @_enlarge.register_fake
 def _enlarge_shape(features: Tensor, factor: int) -> Tensor:
-    return _bilinear(features, factor)
+    b, c, h, w = features.shape
+    return _channels_last(features, b, c, factor * h, factor * w)
 
 
 @torch.library.custom_op("dsfer::enlarge_backward", mutates_args=())
 def _enlarge_backward(gradient: Tensor, height: int, width: int) -> Tensor:
-    shape = [*gradient.shape[:2], height, width]
-    return torch.ops.aten.upsample_bilinear2d_backward(  # type: ignore[no-any-return]
-        gradient, gradient.shape[2:], shape, align_corners=True
-    )
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    size, shape = gradient.shape[2:], [*gradient.shape[:2], height, width]
+    reduced = torch.ops.aten.upsample_bilinear2d_backward(gradient, size, shape, True)
+    return reduced.contiguous(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
 
 @_enlarge_backward.register_fake
 def _enlarge_backward_shape(gradient: Tensor, height: int, width: int) -> Tensor:
-    return torch.empty_like(gradient[:, :, :height, :width])
+    return _channels_last(gradient, *gradient.shape[:2], height, width)
+
+
+def _channels_last(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(
+        shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+    )
 
 
 def _keep_size(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:  # noqa: ARG001
