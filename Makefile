@@ -45,7 +45,7 @@ tables: setup
 	python -m pipeline.recovery
 	dvc repro shard
 	python -m pipeline.benchmark --dataset demo -S iterations=30 -S validate_every=30 \
-	    -S batch_size=4 --tiles 4 --out docs/tables
+	    -S batch_size=4 --out docs/tables
 
 up: setup
 	python -m pipeline.operate up

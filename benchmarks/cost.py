@@ -1,6 +1,6 @@
 """What every network of Table II costs, as the paper measured it and as users need it.
 
-    python -m benchmarks.cost [--tiles 16] [--size 256] [--only dsfer-net]
+    python -m benchmarks.cost [--pairs 4] [--tiles 8] [--size 256] [--only dsfer-net]
 
 As the paper: the wall time of a test loop of one pair at a time in float32, from files to
 predictions (with torch's defaults, under which a GPU convolves float32 in TF32). As users need it:
@@ -37,8 +37,8 @@ MEBIBYTE = 2**20
 WORKERS = 2
 """Processes that decode PNG for the test loop."""
 
-LATENCY_PASSES = 10
-"""Passes over one pair that are timed at once."""
+PASSES = 2
+"""Passes over one pair that are timed at once: on a GPU the second waits for the first."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,15 @@ class Cost:
 
 
 def main(
-    tiles: int = 256 if torch.cuda.is_available() else 16,
+    tiles: Annotated[int, typer.Option(help="to score at once")] = (
+        256 if torch.cuda.is_available() else 8
+    ),
     pairs: Annotated[int, typer.Option(help="of the test loop of one pair at a time")] = (
-        64 if torch.cuda.is_available() else 16
+        64 if torch.cuda.is_available() else 4
     ),
     size: int = 256,
     batches: Annotated[list[int] | None, typer.Option(help="batch sizes to try")] = None,
-    rounds: int = 3,
+    rounds: int = 3 if torch.cuda.is_available() else 2,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     only: Annotated[list[str] | None, typer.Option(help="networks, all by default")] = None,
     json: Annotated[Path | None, typer.Option(help="also write the numbers to this file")] = None,
@@ -86,9 +88,8 @@ def main(
     where = torch.device(device)
     report = Report(where, json)
     networks = {name: build(name, size, where) for name in only or load_published().cost}
-    sizes = batches or ([16, 64, 128] if where.type == "cuda" else [1, 8])
-    with demo_tiles(tiles, size) as data:
-        count = len(data.split("val"))
+    sizes = batches or ([16, 64, 128] if where.type == "cuda" else [4])
+    with demo_tiles(max(tiles, pairs), size) as data:
         loops = compare(
             {name: partial(test_loop, net, data, where, pairs) for name, net in networks.items()},
             items=pairs,
@@ -98,19 +99,19 @@ def main(
         report.add(f"test loop, {pairs} pairs of {size} px one at a time", loops, "pairs")
         for net in networks.values():
             net.to(memory_format=torch.channels_last)
-        best = {name: best_batch(net, data, where, sizes) for name, net in networks.items()}
+        best = {name: best_batch(net, data, where, tiles, sizes) for name, net in networks.items()}
         rates = compare(
-            {name: scorer(net, data, where, best[name]) for name, net in networks.items()},
-            items=count,
+            {name: scorer(net, data, where, tiles, best[name]) for name, net in networks.items()},
+            items=tiles,
             rounds=rounds,
         )
-        report.add(f"scoring {count} pairs of {size} px, each at its best batch", rates, "pairs")
+        report.add(f"scoring {tiles} pairs of {size} px, each at its best batch", rates, "pairs")
         delays = compare(
             {name: single_pair(net, size, where) for name, net in networks.items()},
-            items=LATENCY_PASSES,
+            items=PASSES,
             rounds=rounds,
         )
-        report.add(f"one pair of {size} px, {LATENCY_PASSES} times", delays, "pairs")
+        report.add(f"one pair of {size} px, {PASSES} times", delays, "pairs")
     rows = [
         row_of(name, net, size, pairs, best[name], *timings)
         for (name, net), *timings in zip(networks.items(), loops, rates, delays, strict=True)
@@ -156,23 +157,28 @@ def inference_of(
 
 
 def scorer(
-    model: nn.Module, data: DemoTiles, device: torch.device, batch: int
+    model: nn.Module, data: DemoTiles, device: torch.device, tiles: int, batch: int
 ) -> Callable[[], torch.Tensor]:
-    """A function that scores all tiles, from shards to counts."""
-    split = data.split("val")
+    """A function that scores so many tiles, from shards to counts."""
+    split, chosen = data.split("val"), np.arange(tiles)
     inference = inference_of(split.mean, split.std, device, batch)
 
     def score() -> torch.Tensor:
-        return count_tiles(model, BatchSource(split, device, in_memory=False), inference)[0]
+        source = BatchSource(split, device, in_memory=False)
+        return count_tiles(model, source, inference, chosen)[0]
 
     return score
 
 
-def best_batch(model: nn.Module, data: DemoTiles, device: torch.device, sizes: list[int]) -> int:
+def best_batch(
+    model: nn.Module, data: DemoTiles, device: torch.device, tiles: int, sizes: list[int]
+) -> int:
     """The batch size of the highest rate, of those for which the device has the memory."""
+    if len(sizes) == 1:
+        return sizes[0]
     rates: dict[int, float] = {}
     for size in sizes:
-        score = scorer(model, data, device, size)
+        score = scorer(model, data, device, tiles, size)
         try:
             score()
             started = clock()
@@ -192,7 +198,7 @@ def single_pair(model: nn.Module, size: int, device: torch.device) -> Callable[[
 
     def run() -> torch.Tensor:
         with torch.inference_mode(), inference.autocast():
-            for _ in range(LATENCY_PASSES):
+            for _ in range(PASSES):
                 logits = model(*inference.inputs(pair)).logits
         return logits  # type: ignore[no-any-return]
 
@@ -220,7 +226,7 @@ def row_of(
         test_pairs=count,
         pairs_per_second=rate.rate,
         batch=batch,
-        latency_ms=1000 * delay.seconds / LATENCY_PASSES,
+        latency_ms=1000 * delay.seconds / PASSES,
         peak_mib=peak_memory(model, size, batch) if device.type == "cuda" else None,
         precision=best_precision(device),
     )

@@ -61,14 +61,14 @@ class Plan:
         datasets: to measure on; those of the paper where none are given.
         seeds: of training.
         changes: what else differs from `params.yaml`, by key.
-        tiles: pairs of Table II's test loop; None for the number of `benchmarks/cost.py`.
+        pairs: of Table II's test loop; None for the number of `benchmarks/cost.py`.
     """
 
     names: Sequence[str] = get_args(Name)
     datasets: Sequence[str] = ()
     seeds: Sequence[int] = (0,)
     changes: dict[str, Any] = field(default_factory=dict)
-    tiles: int | None = None
+    pairs: int | None = None
 
     def entries(self) -> dict[Name, list[Entry]]:
         """The rows of each table, on each data set; none of Table II.
@@ -99,7 +99,7 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
     """
     entries = plan.entries()
     # First, since from the queue's first experiment on Ctrl-C only asks for an orderly end.
-    costs = measure_costs(plan.tiles) if "II" in entries else []
+    costs = measure_costs(plan.pairs) if "II" in entries else []
     cells = {cell.name: cell for rows in entries.values() for row in rows for cell in row.cells}
     if cells:
         run_cells(cells.values(), jobs, "a benchmark", LAST_STAGE)
@@ -243,12 +243,12 @@ def _main(
     set_: Annotated[
         list[str] | None, typer.Option("--set", "-S", help="Parameters, as iterations=60.")
     ] = None,
-    tiles: Annotated[int | None, typer.Option(min=1, help="Pairs of Table II's test loop.")] = None,
+    pairs: Annotated[int | None, typer.Option(min=1, help="Of Table II's test loop.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the tables.")] = OUT,
 ) -> None:
     """Measure tables of the paper, and set its figures beside ours."""
     changes = parse_changes(set_ or [])
-    plan = Plan(tables or get_args(Name), dataset or (), parse_seeds(seeds), changes, tiles)
+    plan = Plan(tables or get_args(Name), dataset or (), parse_seeds(seeds), changes, pairs)
     benchmark(plan, jobs, out)
 
 

@@ -1,6 +1,6 @@
-"""Table II: what a network costs, measured by `benchmarks/cost.py`, one network a process.
+"""Table II: what the networks cost, measured in turn by one run of `benchmarks/cost.py`.
 
-What was measured is kept until code, commit or size change, so that a run that was killed goes on.
+What was measured is kept until code, commit or size change: a table that is made again reads it.
 """
 
 import sys
@@ -33,12 +33,14 @@ class Cost(Stored):
     """One of the rows that `benchmarks/cost.py` writes.
 
     Attributes:
+        model: name of the network.
         parameters: as the paper counts them.
         gmacs: multiplications and additions of one pair, in thousands of millions.
         test_loop_s: seconds for `test_pairs` pairs, one at a time, reading included.
         peak_mib: memory of one batch, where the device tells.
     """
 
+    model: str
     parameters: int
     gmacs: float
     test_loop_s: float
@@ -59,38 +61,36 @@ class Costs(Stored):
     rows: list[Cost]
 
 
-def measure_costs(tiles: int | None) -> list[dict[str, object]]:
+def measure_costs(pairs: int | None) -> list[dict[str, object]]:
     """The records of Table II; what was measured before is read.
 
     Args:
-        tiles: pairs of the test loop; None for the benchmark's own number.
+        pairs: of the test loop; None for the benchmark's own number.
     """
-    rows = load_tables()["II"].rows
-    return [line for key in rows for line in cost_records(key, measure(key, tiles))]
+    found = measure(pairs)
+    return [line for key in load_tables()["II"].rows for line in cost_records(key, found)]
 
 
-def measure(model: str, tiles: int | None) -> Costs | str:
-    """Measure a network, or read what was measured before; or say why that failed.
+def measure(pairs: int | None) -> Costs | str:
+    """Measure all networks in turn, or read what was measured before; or say why that failed.
 
     Args:
-        model: name of the network.
-        tiles: pairs of the test loop; None for the benchmark's own number.
+        pairs: of the test loop; None for the benchmark's own number.
     """
-    options = [] if tiles is None else ["--tiles", str(tiles)]
-    name = experiment_name("cost", Path(), {"model": model, "options": options})
-    kept = KEPT / f"{name}.json"
+    options = [] if pairs is None else ["--pairs", str(pairs)]
+    kept = KEPT / f"{experiment_name('cost', Path(), {'options': options})}.json"
     try:
         if not kept.is_file():
             with atomic_path(kept) as temporary:
-                _run(model, [*options, "--json", str(temporary)])
+                _run([*options, "--json", str(temporary)])
         return Costs.model_validate(read_json(kept))
     except DsferError as error:
         return f"failed: {error.problem}"
 
 
-def _run(model: str, options: list[str]) -> None:
-    arguments = [sys.executable, "-m", "benchmarks.cost", "--only", model, *options]
-    with Command(f"cost of {model}", arguments, Path(), Path()) as command:
+def _run(options: list[str]) -> None:
+    arguments = [sys.executable, "-m", "benchmarks.cost", *options]
+    with Command("benchmarks.cost", arguments, Path(), Path()) as command:
         for line in command.lines():
             print(line, flush=True)
 
@@ -103,16 +103,16 @@ def cost_records(key: str, found: Costs | str) -> list[dict[str, object]]:
         found: what `measure` returned.
     """
     why = found if isinstance(found, str) else ""
-    values, made = ({}, dict.fromkeys(MADE, "")) if isinstance(found, str) else _told(found)
+    values, made = ({}, dict.fromkeys(MADE, "")) if isinstance(found, str) else _told(found, key)
     return [
         record("II", key, "", name, values.get(name, []), BESIDE.get(name, ""), why) | made
         for name in load_tables()["II"].measures
     ]
 
 
-def _told(found: Costs) -> tuple[dict[str, list[float]], dict[str, object]]:
-    """Measures by their names in the table, and how they were measured."""
-    (cost,) = found.rows
+def _told(found: Costs, model: str) -> tuple[dict[str, list[float]], dict[str, object]]:
+    """Measures of a network by their names in the table, and how they were measured."""
+    (cost,) = (row for row in found.rows if row.model == model)
     values = {
         "parameters": [cost.parameters / 1e6],
         "seconds": [cost.test_loop_s / cost.test_pairs * PAPER_PAIRS],

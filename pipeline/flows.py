@@ -200,7 +200,7 @@ def save_experiment(name: str, folder: Path) -> None:
 
 
 Jobs = Annotated[int, Field(ge=1)]
-Tiles = Annotated[int, Field(ge=1)]
+Pairs = Annotated[int, Field(ge=1)]
 Stage = Literal[tuple(stage_names())]  # type: ignore[valid-type] # known when this is imported
 
 
@@ -254,7 +254,7 @@ def benchmark(
     seeds: tuple[Seed, ...] = (0,),
     changes: dict[str, Any] | None = None,
     jobs: Jobs = 1,
-    tiles: Tiles | None = None,
+    pairs: Pairs | None = None,
     out: str = str(OUT),
 ) -> None:
     """Tables of the paper, our figures beside its own, as experiments in DVC's queue.
@@ -265,15 +265,15 @@ def benchmark(
         seeds: of training.
         changes: what else differs from params.yaml, as {"recipe": "common"}.
         jobs: experiments to run at a time.
-        tiles: pairs of Table II's test loop.
+        pairs: of Table II's test loop.
         out: folder for the tables, each of which is also shown as an artifact.
     """
     changes = changes or {}
-    Plan(tables, datasets, seeds, changes, tiles).entries()
+    Plan(tables, datasets, seeds, changes, pairs).entries()
     options = [*tables, "--seeds", ",".join(map(str, seeds)), "--jobs", str(jobs), "--out", out]
     options += [f"--dataset={name}" for name in datasets]
     options += [f"--set={key}={json.dumps(value)}" for key, value in changes.items()]
-    options += [f"--tiles={tiles}"] if tiles else []
+    options += [f"--pairs={pairs}"] if pairs else []
     started = time.time()
     with end_with_worker():
         try:

@@ -178,18 +178,18 @@ def test_pairs_of_methods_are_compared_over_pooled_seeds(monkeypatch):
     assert sheet.notes == ("† Left out, since seeds lack results: FC-Siam-conc.",)
 
 
-def made_up_costs(model):
+def made_up_costs():
     row = {
-        "model": model, "variant": None, "parameters": 34_085_990, "gmacs": 75.19, "test_pairs": 16,
+        "variant": None, "parameters": 34_085_990, "gmacs": 75.19, "test_pairs": 16,
         "test_loop_s": 0.5, "pairs_per_second": 3.5, "batch": 8, "latency_ms": 250.0,
         "peak_mib": None, "precision": "float32",
     }  # fmt: skip
     about = {"command": "c", "device": "2 cores", "date": "2026-11-27", "torch": "2.15"}
-    return about | {"rows": [row]}
+    return about | {"rows": [{"model": model} | row for model in load_tables()["II"].rows]}
 
 
 def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
-    costs = {key: Costs.model_validate(made_up_costs(key)) for key in load_tables()["II"].rows}
+    costs = dict.fromkeys(load_tables()["II"].rows, Costs.model_validate(made_up_costs()))
     costs["vct"] = "failed: no room"
     records = pd.DataFrame([line for pair in costs.items() for line in cost_records(*pair)])
     sheet = score_sheet(records, cost_caption(records))
@@ -213,22 +213,18 @@ def test_costs_are_measured_once_and_a_failure_is_a_reason(tmp_path, monkeypatch
     monkeypatch.setattr(cost, "KEPT", tmp_path)
     calls = []
 
-    def run(model, options):
-        calls.append((model, options[:-1]))
-        if model == "bit":
+    def run(options):
+        calls.append(options[:-1])
+        if "--pairs" not in options:
             raise ConfigError("no such option")
-        Path(options[-1]).write_text(json.dumps(made_up_costs(model)))
+        Path(options[-1]).write_text(json.dumps(made_up_costs()))
 
     monkeypatch.setattr(cost, "_run", run)
-    first, second = cost.measure("vct", 4), cost.measure("vct", 4)
+    first, second = cost.measure(4), cost.measure(4)
     assert first == second and first.rows[0].parameters == 34_085_990
-    assert cost.measure("bit", None) == "failed: no such option"
-    assert cost.measure("vct", 8) == first
-    assert calls == [
-        ("vct", ["--tiles", "4", "--json"]),
-        ("bit", ["--json"]),
-        ("vct", ["--tiles", "8", "--json"]),
-    ]  # fmt: skip
+    assert cost.measure(None) == "failed: no such option"
+    assert cost.measure(8) == first
+    assert calls == [["--pairs", "4", "--json"], ["--json"], ["--pairs", "8", "--json"]]
     assert len(list(tmp_path.iterdir())) == 2
 
 
