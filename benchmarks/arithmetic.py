@@ -40,10 +40,10 @@ def best_rate(device: torch.device, dtype: torch.dtype) -> float:
     """
     gpu = device.type == "cuda"
     side, batch = (8192, 64) if gpu else (2048, 4)
-    a, b = torch.ones(2, side, side, device=device, dtype=dtype)
-    image = torch.ones(batch, CHANNELS, PIXELS, PIXELS, device=device, dtype=dtype)
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    image = torch.randn(batch, CHANNELS, PIXELS, PIXELS, device=device, dtype=dtype)
     image = image.to(memory_format=torch.channels_last)
-    kernel = torch.ones(CHANNELS, CHANNELS, 3, 3, device=device, dtype=dtype)
+    kernel = torch.randn(CHANNELS, CHANNELS, 3, 3, device=device, dtype=dtype)
     kernel = kernel.to(memory_format=torch.channels_last)
     work: dict[Callable[[], Tensor], float] = {
         lambda: torch.mm(a, b): 2 * side**3,

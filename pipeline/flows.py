@@ -182,11 +182,23 @@ def run_stages(names: list[str], changes: dict[str, Any]) -> str | None:
     )
     with end_with_worker(), workspace as folder:
         experiment = folder.name if changes else None
+        if experiment:
+            _take_earlier(names[0], folder)
         for name in names:
             run_stage(name, folder, experiment)
         if experiment:
             save_experiment(experiment, folder)
     return experiment
+
+
+def _take_earlier(first: str, folder: Path) -> None:
+    """Put into a copy what stages before the first have made, as far as DVC's cache has it."""
+    names = stage_names()
+    if earlier := names[: names.index(first)]:
+        arguments = [sys.executable, "-m", "dvc", "checkout", "--allow-missing", *earlier]
+        with Command("earlier stages", arguments, folder, PROJECT) as command:
+            for line in command.lines():
+                get_run_logger().info("%s", line)
 
 
 @task(task_run_name="save experiment")

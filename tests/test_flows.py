@@ -177,6 +177,15 @@ def test_a_run_with_parameters_becomes_an_experiment_and_shows_its_results(opera
     assert f"dvc exp apply {name}" in artifacts["report"].data
 
 
+def test_a_single_stage_with_parameters_finds_what_came_before(operation):
+    flow_run = operation.start("stage/local", name="evaluate", overlap=0.25)
+    assert operation.finish(flow_run) == "Completed", operation.log(flow_run)
+    assert "Running stage 'evaluate'" in operation.log(flow_run)
+    changed = experiments(operation.project).values()
+    assert any(values["overlap"] == 0.25 for values in changed)
+    assert copies(operation.project) == []
+
+
 def test_impossible_parameters_are_refused_before_anything_starts(operation):
     for name, value, reason in [
         ("lambda", "-1", "less than the minimum of 0"),
