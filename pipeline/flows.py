@@ -216,6 +216,12 @@ Pairs = Annotated[int, Field(ge=1)]
 Stage = Literal[tuple(stage_names())]  # type: ignore[valid-type] # known when this is imported
 
 
+def _from(stage: str) -> list[str]:
+    """A stage and those after it."""
+    names = stage_names()
+    return names[names.index(stage) :]
+
+
 @flow(name="pipeline", validate_parameters=True)
 @takes_params(from_stage=Stage | None)
 def pipeline(changes: dict[str, Any], from_stage: str | None = None) -> str | None:
@@ -223,16 +229,17 @@ def pipeline(changes: dict[str, Any], from_stage: str | None = None) -> str | No
 
     Returns the name of the experiment where parameters were given.
     """
-    names = stage_names()
-    first = names.index(from_stage) if from_stage else 0
-    return run_stages(names[first:], changes)
+    return run_stages(_from(from_stage) if from_stage else stage_names(), changes)
 
 
 @flow(name="stage")
 @takes_params(name=Stage)
 def stage(changes: dict[str, Any], name: str) -> str | None:
-    """One stage, with what comes before it as it is."""
-    return run_stages([name], changes)
+    """One stage, with what comes before it as it is; with parameters those after it, too.
+
+    An experiment holds the results of all stages: later ones would be of other parameters.
+    """
+    return run_stages(_from(name) if changes else [name], changes)
 
 
 @flow(name="sweep")

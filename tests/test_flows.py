@@ -177,10 +177,12 @@ def test_a_run_with_parameters_becomes_an_experiment_and_shows_its_results(opera
     assert f"dvc exp apply {name}" in artifacts["report"].data
 
 
-def test_a_single_stage_with_parameters_finds_what_came_before(operation):
+def test_a_stage_with_parameters_finds_what_came_before_and_does_what_comes_after(operation):
     flow_run = operation.start("stage/local", name="evaluate", overlap=0.25)
     assert operation.finish(flow_run) == "Completed", operation.log(flow_run)
-    assert "Running stage 'evaluate'" in operation.log(flow_run)
+    log = operation.log(flow_run)
+    assert "Running stage 'evaluate'" in log and "Running stage 'report'" in log
+    assert "stage 'train'" not in log
     changed = experiments(operation.project).values()
     assert any(values["overlap"] == 0.25 for values in changed)
     assert copies(operation.project) == []
