@@ -40,7 +40,7 @@ check: setup
 	ruff format --check
 	mypy
 
-# A short schedule, so that two cores need well under an hour: see docs/tables.md.
+# A short schedule: docs/tables.md says how long it took.
 tables: setup
 	python -m pipeline.recovery
 	dvc repro shard

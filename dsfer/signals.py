@@ -6,7 +6,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from dsfer.console import end_now
 
@@ -47,6 +48,18 @@ def stop_on_signals(patience: float | None = PATIENCE) -> Callable[[], bool]:
             signal.signal(number, lambda *_: told.set())
     signal.set_wakeup_fd(written.detach())
     return told.is_set
+
+
+@contextmanager
+def signals_restored() -> Iterator[None]:
+    """After the block, signals mean what they meant before it."""
+    former = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def when_parent_ends(act: Callable[[], object], parent: int) -> None:

@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 from dsfer.errors import ConfigError, DataError, DsferError
 from dsfer.files import atomic_path
 from dsfer.significance import compare_f1
-from pipeline.cells import Cell, missing_reason, read_metrics, read_scenes, run_cells
+from pipeline.cells import Cell, missing_reason, queue_held, read_metrics, read_scenes, run_cells
 from pipeline.cost import cost_caption, measure_costs
 from pipeline.experiments import finished
 from pipeline.results import Metrics
@@ -98,11 +98,11 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
         BenchmarkError: cells failed, which the tables say too.
     """
     entries = plan.entries()
-    # First, since from the queue's first experiment on Ctrl-C only asks for an orderly end.
-    costs = measure_costs(plan.pairs) if "II" in entries else []
     cells = {cell.name: cell for rows in entries.values() for row in rows for cell in row.cells}
-    if cells:
-        run_cells(cells.values(), jobs, "a benchmark", LAST_STAGE)
+    with queue_held("a benchmark"):
+        costs = measure_costs(plan.pairs) if "II" in entries else []
+        if cells:
+            run_cells(cells.values(), jobs, LAST_STAGE)
     outcomes = read_outcomes(cells)
     missing: list[str] = []
     for name, rows in entries.items():

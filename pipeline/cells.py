@@ -1,12 +1,12 @@
 """Cells of sweeps and tables: one combination of parameters each, run as one DVC experiment.
 
-An experiment is named after the parameters that it resolves to. Cells that mean the same are one
-experiment, whatever asks for them, and what is finished is read, not computed again.
+An experiment is named after the parameters that it resolves to: cells of several tables that mean
+the same are one experiment. What is finished is read, not computed again.
 """
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import pandas as pd
 from dvc.api import DVCFileSystem
 
 from dsfer.errors import DataError
-from dsfer.signals import stop_on_signals
-from pipeline.experiments import failure, run_queued
+from dsfer.signals import signals_restored, stop_on_signals
+from pipeline.experiments import QueueError, failure, run_queued
 from pipeline.params import Settings, current_settings
 from pipeline.results import Metrics
 from pipeline.workspace import COPIES, experiment_name, hold
@@ -29,12 +29,18 @@ class Cell:
     Attributes:
         values: what differs from `params.yaml`, by key.
         settings: all parameters.
+        kind: start of the experiment's name.
         name: of the experiment.
     """
 
     values: dict[str, Any]
     settings: Settings
+    kind: str
     name: str
+
+    def is_current(self) -> bool:
+        """Whether code, data and edits are those that the experiment is named after."""
+        return self.name == experiment_name(self.kind, Path(), self.settings.resolved())
 
 
 def make_cell(kind: str, values: dict[str, Any]) -> Cell:
@@ -48,26 +54,46 @@ def make_cell(kind: str, values: dict[str, Any]) -> Cell:
         ConfigError: the parameters are impossible.
     """
     settings = current_settings(values)
-    return Cell(values, settings, experiment_name(kind, Path(), settings.resolved()))
+    return Cell(values, settings, kind, experiment_name(kind, Path(), settings.resolved()))
 
 
-def run_cells(cells: Iterable[Cell], jobs: int, who: str, target: str | None = None) -> None:
-    """Run the cells that have no result yet, and wait until all are through.
+def queue_held(who: str) -> AbstractContextManager[None]:
+    """Hold DVC's queue and the machine that measures, for one sweep or benchmark at a time.
+
+    Args:
+        who: holds it, which others are told.
+
+    Raises:
+        WorkspaceError: another one holds it.
+    """
+    return hold(COPIES / "sweep", Path(), who)
+
+
+def run_cells(cells: Collection[Cell], jobs: int, target: str | None = None) -> None:
+    """Run the cells that have no result yet, and wait until all are through; see `queue_held`.
 
     Args:
         cells: some may be the same.
         jobs: how many run at a time.
-        who: runs them, which others are told: one at a time uses DVC's queue.
         target: the last stage to run; None for all.
 
     Raises:
-        QueueError: it was stopped, or DVC failed.
-        WorkspaceError: somebody else works in the project or uses its queue.
+        QueueError: it was stopped, or DVC failed, or the project was edited since it was planned.
+        WorkspaceError: somebody else works in the project.
     """
+
+    def check() -> None:
+        if not all(cell.is_current() for cell in cells):
+            raise QueueError(
+                "code, data or edits have changed since the experiments were planned",
+                where="the project",
+                mend="start the same again: what is finished of the present state is kept",
+            )
+
     experiments = {cell.name: cell.values for cell in cells}
-    with hold(COPIES / "sweep", Path(), who):
+    with signals_restored():
         stopped = stop_on_signals(patience=None)  # the queue has to be emptied
-        run_queued(experiments, jobs, stopped, target)
+        run_queued(experiments, jobs, stopped, check, target)
 
 
 def read_metrics(cell: Cell) -> Metrics:

@@ -1,12 +1,14 @@
 """Table II: what the networks cost, measured in turn by one run of `benchmarks/cost.py`.
 
-What was measured is kept until code, commit or size change: a table that is made again reads it.
+What was measured is kept until code, commit, size, torch or GPU change: a table that is made again
+reads it.
 """
 
 import sys
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from dsfer.errors import DsferError
 from dsfer.files import atomic_path, read_json
@@ -78,7 +80,9 @@ def measure(pairs: int | None) -> Costs | str:
         pairs: of the test loop; None for the benchmark's own number.
     """
     options = [] if pairs is None else ["--pairs", str(pairs)]
-    kept = KEPT / f"{experiment_name('cost', Path(), {'options': options})}.json"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    made = {"options": options, "torch": torch.__version__, "gpus": gpus}
+    kept = KEPT / f"{experiment_name('cost', Path(), made)}.json"
     try:
         if not kept.is_file():
             with atomic_path(kept) as temporary:

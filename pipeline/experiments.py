@@ -51,6 +51,7 @@ def run_queued(
     experiments: Mapping[str, dict[str, Any]],
     jobs: int,
     stopped: Callable[[], bool],
+    check: Callable[[], None],
     target: str | None = None,
 ) -> None:
     """Run those experiments that have no result yet, and wait until all are through.
@@ -62,6 +63,7 @@ def run_queued(
         experiments: for each name, values by their key in `params.yaml`.
         jobs: how many run at a time.
         stopped: asked again and again, whether this has to end.
+        check: called before experiments are queued; raises if they would no longer be those named.
         target: the last stage that is run; None for all.
 
     Raises:
@@ -81,6 +83,7 @@ def run_queued(
                     where="DVC's queue", mend=f"see {WORKERS}/*.out, then start the same again",
                 )  # fmt: skip
             with project_workspace(Path(), "a sweep"):
+                check()
                 _enqueue(left, stopped, target)
             _start_workers(jobs)
             starts += 1

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from dsfer.errors import ConfigError, DsferError
 from dsfer.files import write_json
-from pipeline.cells import Cell, make_cell, missing_reason, read_metrics, run_cells
+from pipeline.cells import Cell, make_cell, missing_reason, queue_held, read_metrics, run_cells
 from pipeline.experiments import finished
 from pipeline.stages import run
 
@@ -82,7 +82,8 @@ def sweep(grid: Grid, jobs: int, out: Path | None) -> None:
         SweepError: experiments failed, which the table says too.
     """
     cells = check_grid(grid)
-    run_cells(cells, jobs, "another sweep")
+    with queue_held("another sweep"):
+        run_cells(cells, jobs)
     rows = results_table(cells)
     if out:
         write_json(out, rows)

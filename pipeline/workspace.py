@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from dsfer.errors import DataError, DsferError
 from dsfer.files import read_json, write_json
+from pipeline.frozen import read_yaml
 from pipeline.params import PARAMS, change_params
 from pipeline.recovery import recover, recover_cache
 
@@ -82,10 +83,11 @@ def changed_workspace(project: Path, changes: dict[str, Any], who: str) -> Itera
 
 
 def experiment_name(kind: str, project: Path, changes: dict[str, Any]) -> str:
-    """Name of an experiment: the same for the same commit, edits and parameters."""
+    """Name of an experiment: the same for the same commit, edits, data and parameters."""
     parts = [
         _git(project, "rev-parse", "HEAD"),
         _edits(project),
+        _prepared(project),
         json.dumps(changes, sort_keys=True),
     ]
     digest = hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
@@ -95,6 +97,18 @@ def experiment_name(kind: str, project: Path, changes: dict[str, Any]) -> str:
 def commit(project: Path) -> str:
     """The present commit, shortened, and whether something was edited since."""
     return _git(project, "rev-parse", "--short", "HEAD") + (" with edits" * bool(_edits(project)))
+
+
+def _prepared(project: Path) -> str:
+    """Hashes of the data that was prepared last, as DVC recorded them.
+
+    What it records of training does not count: it changes with every `dvc repro`.
+    """
+    records = project / "dvc.lock"
+    if not records.is_file():
+        return ""
+    shard = read_yaml(records).get("stages", {}).get("shard", {})
+    return json.dumps(shard.get("outs", []), sort_keys=True)
 
 
 def _edits(project: Path) -> str:

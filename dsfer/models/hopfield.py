@@ -16,8 +16,9 @@ Norm = Literal["volume", "channel"]
 def retrieve(state: Tensor, stored: Tensor, values: Tensor, beta: float) -> Tensor:
     """Sum over both dates j of softmax(beta S K_jᵀ) V_j: Eq. 1, of one state with either date.
 
-    As matrix products: patterns are wider than what fused attention is made for, and its gradient
-    took four times as long on a GPU (docs/performance.md).
+    As matrix products: patterns are wider than what fused attention is made for, whose gradient
+    took a sixth of a training step on a GPU (docs/performance.md). For that the n² scores of either
+    date are in memory, twice: 4.3 GB a pair in float32 for tiles of 1,024 px at 1/8.
 
     Args:
         state: S, (b, n, d) float.

@@ -16,7 +16,7 @@ def enlarge(features: Tensor, factor: int) -> Tensor:
     written as float32. The kernels add up in float32 anyway.
     """
     # For training as one operator: torch.compile takes torch's own apart, and its gradient becomes
-    # additions in no order, six times as slow (docs/performance.md). ONNX knows only torch's own.
+    # additions at indices, five times as slow (docs/performance.md). ONNX knows only torch's own.
     return _enlarge(features, factor) if torch.is_grad_enabled() else _bilinear(features, factor)
 
 
