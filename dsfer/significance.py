@@ -1,4 +1,4 @@
-"""Which differences of F1 between methods are real: a paired bootstrap over scenes."""
+"""Which differences of F1 between methods are real: a paired exchange test over scenes."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -11,43 +11,57 @@ from dsfer.errors import DataError
 
 Floats = npt.NDArray[np.float64]
 
+TIE = 1e-9
+"""Differences of F1, in points of percent, that rounding alone tells apart."""
+
 
 def compare_f1(
     methods: Mapping[str, pd.DataFrame], *, seed: int, resamples: int = 10_000
 ) -> pd.DataFrame:
     """Compare F1 of the change class for every pair of methods that scored the same scenes.
 
-    Scenes are drawn with replacement, the same ones for all methods: what makes a scene hard makes
-    it hard for all, and cancels in the difference. What is resampled is the imagery. That networks
-    trained again would score otherwise is no part of it; counts of several seeds, added up by
-    scene, make the comparison one of their means.
+    The test exchanges the counts of the two methods at random within each scene, as may be done
+    where the methods do not differ: p is the share of exchanges, the observed one among them, whose
+    difference is at least as large. It holds for any number of scenes; with few, n, no p is below
+    2 / 2^n. The interval is a bootstrap: scenes are drawn with replacement, the same ones for both
+    methods. What makes a scene hard makes it hard for both, and cancels in the difference.
+
+    F1 is that of counts added up over scenes, and over the seeds that the tables hold: the
+    difference need not equal that of the means of F1 over seeds. The scenes are what varies; that
+    networks trained again would score otherwise is no part of it.
 
     Args:
         methods: for each method a table of counts with `scene`, `tp`, `fp`, `fn`; rows of one scene
             are added up.
-        seed: of the resampling.
-        resamples: how many there are; those in which a method has no F1 (nothing changed, nothing
-            predicted) are left out for its pairs.
+        seed: of exchanges and resamples.
+        resamples: how many there are of each; all 2^n exchanges where those are no more. Where one
+            leaves a method without F1 (nothing changed, nothing predicted), its pairs do without.
 
     Returns:
         A row per pair, in the order of `methods`: `first`, `second`; `difference`, F1 of the first
         less that of the second, in points of percent; `low`, `high`, its 95 % interval; `p`, that
-        of no difference, two-sided; `p_holm`, corrected for the number of pairs (Holm 1979).
-        All NaN where a single scene leaves nothing to resample.
+        of no difference, two-sided; `p_holm`, corrected for the number of pairs (Holm 1979). But
+        for the difference, all are NaN where there is a single scene, or a method has no F1.
 
     Raises:
         DataError: methods did not score the same scenes.
     """
     counts = _by_scene(methods)
     scenes = counts.shape[0]
-    observed = _f1(counts.sum(axis=0))
-    draws = np.random.default_rng(seed).multinomial(scenes, np.full(scenes, 1 / scenes), resamples)
+    totals = counts.sum(axis=0)
+    observed = _f1(totals)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(scenes, np.full(scenes, 1 / scenes), resamples)
     resampled = _f1(np.tensordot(draws.astype(float), counts, axes=1))
+    moved = np.tensordot(_exchanges(scenes, rng, resamples), counts, axes=1)
     names = list(methods)
     rows = []
     for a, b in combinations(range(len(names)), 2):
-        low, high, p = _interval(resampled[:, a] - resampled[:, b], scenes)
-        rows.append((names[a], names[b], observed[a] - observed[b], low, high, p))
+        tested = np.nan, np.nan, np.nan
+        if scenes > 1 and not np.isnan(observed[[a, b]]).any():
+            p = _exchange_p(totals[a], totals[b], moved[:, b] - moved[:, a])
+            tested = *np.nanpercentile(resampled[:, a] - resampled[:, b], (2.5, 97.5)), p
+        rows.append((names[a], names[b], observed[a] - observed[b], *tested))
     table = pd.DataFrame(rows, columns=["first", "second", "difference", "low", "high", "p"])
     return table.assign(p_holm=holm(table["p"].to_numpy(float)))
 
@@ -77,14 +91,23 @@ def _f1(counts: Floats) -> Floats:
     return scores
 
 
-def _interval(differences: Floats, scenes: int) -> tuple[float, float, float]:
-    """Bounds of 95 %, and p: twice the share on the smaller side of 0, never quite 0."""
+def _exchanges(scenes: int, rng: np.random.Generator, most: int) -> Floats:
+    """Which scenes exchange their counts (n, scenes), 0 or 1: all ways, or so many at random.
+
+    The first exchanges none, which is what was observed.
+    """
+    if 2**scenes <= most:
+        return (np.arange(2**scenes)[:, None] >> np.arange(scenes) & 1).astype(float)
+    exchanged = rng.integers(2, size=(most, scenes)).astype(float)
+    exchanged[0] = 0
+    return exchanged
+
+
+def _exchange_p(a: Floats, b: Floats, moved: Floats) -> float:
+    """Share of exchanges that move counts (n, 3) from b to a (3,) and differ as the first does."""
+    differences = np.abs(_f1(a + moved) - _f1(b - moved))
     valid = differences[~np.isnan(differences)]
-    if scenes < 2 or not valid.size:
-        return float("nan"), float("nan"), float("nan")
-    low, high = np.percentile(valid, (2.5, 97.5))
-    tail = min((valid <= 0).sum(), (valid >= 0).sum())
-    return float(low), float(high), min(1.0, 2 * (1 + float(tail)) / (1 + valid.size))
+    return float(np.mean(valid >= differences[0] - TIE))
 
 
 def holm(p: Floats) -> Floats:

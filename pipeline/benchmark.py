@@ -4,7 +4,8 @@
 
 Every cell is a DVC experiment in its queue (Table II: a run of `benchmarks/cost.py`). Cells that
 are finished are read, also those that another table shares; one that fails is reported and stops
-no other; a run that was killed at any moment goes on when it is started again.
+no other (Table II, being one run, fails as a whole); a run that was killed at any moment goes on
+when it is started again.
 """
 
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ from pipeline.sheets import (
     score_caption,
     score_sheet,
     significance_sheet,
+    uncompared_sheet,
 )
 from pipeline.stages import run
 from pipeline.tables import Entry, Name, entries_of, load_tables, table_names
@@ -42,14 +44,14 @@ from pipeline.typeset import write_document
 LAST_STAGE = "evaluate"
 """Tables need scores; figures and report of a cell are made by `dvc exp run` with its values."""
 
-BOOTSTRAP_SEED = 0
+TEST_SEED = 0
 
 OUT = Path("data/tables")
 """Where tables are put unless somebody says otherwise."""
 
 
 class BenchmarkError(DsferError):
-    """Some cells of a table have no result."""
+    """Some cells of a table have no result, or its rows could not be compared."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Plan:
     Attributes:
         names: of tables, all by default.
         datasets: to measure on; those of the paper where none are given.
-        seeds: of training.
+        seeds: of training, each once.
         changes: what else differs from `params.yaml`, by key.
         pairs: of Table II's test loop; None for the number of `benchmarks/cost.py`.
     """
@@ -74,10 +76,20 @@ class Plan:
         """The rows of each table, on each data set; none of Table II.
 
         Raises:
-            ConfigError: a table is unknown, or a cell's parameters are impossible.
+            ConfigError: no table, or an unknown one; no seed, or one twice; or a cell's parameters
+                are impossible.
         """
+        if not self.names:
+            raise ConfigError("none is given", where="tables", mend="choose of I to V")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(
+                f"{list(self.seeds)} does not name one or more seeds, each once",
+                where="seeds",
+                mend="give them as 0,1,2",
+            )
+        datasets = list(dict.fromkeys(self.datasets))
         return {
-            name: entries_of(name, self.datasets, self.seeds, self.changes)
+            name: entries_of(name, datasets, self.seeds, self.changes)
             if load_tables()[name].datasets
             else []
             for name in table_names(self.names)
@@ -95,7 +107,7 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
     Raises:
         ConfigError: the plan is impossible; nothing has been started.
         QueueError: it was stopped, or DVC failed.
-        BenchmarkError: cells failed, which the tables say too.
+        BenchmarkError: cells failed, or could not be compared, which the tables say too.
     """
     entries = plan.entries()
     cells = {cell.name: cell for rows in entries.values() for row in rows for cell in row.cells}
@@ -113,6 +125,7 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
             records = pd.DataFrame(costs)
             sheets = [score_sheet(records, cost_caption(records))]
         write_table(name, records, sheets, out)
+        missing += [f"{sheet.title}: {sheet.failure}" for sheet in sheets if sheet.failure]
         lacking = records[records["why"] != ""]
         missing += (lacking["row"] + ": " + lacking["why"]).unique().tolist()
     print(f"tables {', '.join(entries)} are in {out}", flush=True)
@@ -146,7 +159,10 @@ def score_sheets(
         sheets.append(score_sheet(part, score_caption(part, plan.seeds, plan.changes)))
         if entries[0].table == "I":
             here = [entry for entry in entries if entry.dataset == dataset]
-            sheets += _significance(here, outcomes)
+            try:
+                sheets += _significance(here, outcomes)
+            except DataError as error:
+                sheets.append(uncompared_sheet(here[0].dataset, str(error)))
     return sheets
 
 
@@ -154,7 +170,7 @@ def _significance(entries: Sequence[Entry], outcomes: dict[str, Outcome]) -> lis
     """A sheet on the pairs of rows on one data set that have results for all seeds, if any.
 
     Raises:
-        DataError: rows did not score the same split.
+        DataError: rows did not score the same split, or DVC's cache no longer holds their counts.
     """
     scores = {entry.label: [outcomes[cell.name] for cell in entry.cells] for entry in entries}
     whole = [e for e in entries if all(isinstance(s, Metrics) for s in scores[e.label])]
@@ -170,9 +186,9 @@ def _significance(entries: Sequence[Entry], outcomes: dict[str, Outcome]) -> lis
     scenes = {e.label: pd.concat([read_scenes(cell) for cell in e.cells]) for e in whole}
     left_out = [entry.label for entry in entries if entry not in whole]
     note = f"{MARK} Left out, since seeds lack results: {', '.join(left_out)}."
-    pairs = compare_f1(scenes, seed=BOOTSTRAP_SEED)
+    pairs = compare_f1(scenes, seed=TEST_SEED)
     count = scenes[whole[0].label]["scene"].nunique()
-    return [significance_sheet(entries[0].dataset, pairs, count, (note,) if left_out else ())]
+    return [significance_sheet(whole[0], pairs, count, (note,) if left_out else ())]
 
 
 def write_table(name: Name, records: pd.DataFrame, sheets: Sequence[Sheet], out: Path) -> None:

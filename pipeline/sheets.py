@@ -40,6 +40,12 @@ MARK = "†"
 LEVEL = 0.05
 """Below it, corrected for the number of pairs, a difference is called real."""
 
+SIGNIFICANCE = "Which differences of F1 are real"
+"""Title of the sheets on pairs of rows."""
+
+DEPENDENT = ("cdd_subset",)
+"""Layouts whose scenes are tiles, as their makers cut them from a few images."""
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -52,6 +58,7 @@ class Sheet:
         caption: how it was measured, sentence by sentence.
         notes: what is missing, and why.
         numbers: the same for programs, where no records hold it.
+        failure: why it has nothing to show; empty where it has.
     """
 
     key: str
@@ -60,6 +67,7 @@ class Sheet:
     caption: str
     notes: tuple[str, ...] = ()
     numbers: pd.DataFrame | None = None
+    failure: str = ""
 
 
 def record(
@@ -70,6 +78,7 @@ def record(
     values: Sequence[float],
     beside: str,
     why: str = "",
+    no_value: str = "",
 ) -> dict[str, object]:
     """One measure of a row, beside the paper's.
 
@@ -78,9 +87,10 @@ def record(
         key: of the row.
         dataset: it was measured on.
         measure: one of the table's.
-        values: for each seed that has a result.
+        values: for each seed that has one.
         beside: why no difference to the paper is given; empty where both are comparable.
         why: what is missing.
+        no_value: seeds that have a result in which the measure has no value.
 
     Returns:
         Means and differences are None where nothing was measured or printed, `sd` (of a sample) for
@@ -90,7 +100,6 @@ def record(
     source = dataset if dataset in by_dataset else "levir-cd"
     paper = by_dataset[source].get(measure)
     mean = float(np.mean(values)) if len(values) else None
-    comparable = mean is not None and paper is not None and not beside
     return {
         "table": name,
         "dataset": dataset,
@@ -102,9 +111,10 @@ def record(
         "n": len(values),
         "paper": paper,
         "paper_dataset": source if paper is not None else "",
-        "difference": mean - paper if comparable and mean is not None and paper else None,
+        "difference": None if mean is None or paper is None or beside else mean - paper,
         "beside": beside,
         "why": why,
+        "no_value": no_value,
     }
 
 
@@ -115,29 +125,28 @@ def records_of(entry: Entry, outcomes: Mapping[str, Outcome]) -> list[dict[str, 
         entry: the row.
         outcomes: by name of the experiment.
     """
-    found = [outcomes[cell.name] for cell in entry.cells]
-    scores = [outcome for outcome in found if isinstance(outcome, Metrics)]
-    why = "; ".join(
-        f"seed {cell.settings.params.seed} {outcome}"
-        for cell, outcome in zip(entry.cells, found, strict=True)
-        if isinstance(outcome, str)
-    )
+    found = {cell.settings.params.seed: outcomes[cell.name] for cell in entry.cells}
+    scores = {seed: outcome for seed, outcome in found.items() if isinstance(outcome, Metrics)}
+    why = "; ".join(f"seed {seed} {o}" for seed, o in found.items() if isinstance(o, str))
     data = entry.cells[0].settings.data
     known = entry.dataset in paper_figures(entry.table, entry.key)
     beside = "" if known and data.as_published else OTHER_DATA
     made = {
-        "split": listed(m.split_hash for m in scores),
-        "recipe": listed(m.recipe for m in scores),
-        "iterations": listed(m.iterations for m in scores),
-        "device": listed(m.device for m in scores),
-        "tiles": listed(m.tiles.n for m in scores),
+        "split": listed(m.split_hash for m in scores.values()),
+        "recipe": listed(m.recipe for m in scores.values()),
+        "iterations": listed(m.iterations for m in scores.values()),
+        "device": listed(m.device for m in scores.values()),
+        "tiles": listed(m.tiles.n for m in scores.values()),
         "experiments": listed(cell.name for cell in entry.cells),
     }
-    return [
-        record(entry.table, entry.key, entry.dataset, measure, values, beside, why) | made
-        for measure in load_tables()[entry.table].measures
-        for values in [[_measured(metrics, measure) for metrics in scores]]
-    ]
+    records = []
+    for measure in load_tables()[entry.table].measures:
+        values = {seed: _measured(metrics, measure) for seed, metrics in scores.items()}
+        without = listed(seed for seed, value in values.items() if np.isnan(value))
+        valued = [value for value in values.values() if not np.isnan(value)]
+        line = record(entry.table, entry.key, entry.dataset, measure, valued, beside, why, without)
+        records.append(line | made)
+    return records
 
 
 def _measured(metrics: Metrics, measure: str) -> float:
@@ -212,8 +221,14 @@ def score_sheet(records: pd.DataFrame, caption: str) -> Sheet:
             columns[heading, paper] = part["paper"].map(_number)
         if part["difference"].notna().any():
             columns[heading, "Δ"] = part["difference"].map(lambda d: _number(d, "+.2f"))
-    whys = records.drop_duplicates("row")[["row", "why"]].to_dict("records")
-    notes = tuple(f"{MARK} {line['row']}: {line['why']}" for line in whys if line["why"])
+    lines = records.to_dict("records")
+    whys = [(line["row"], line["why"]) for line in lines if line["why"]]
+    whys += [
+        (line["row"], f"{line['measure']} has no value with seed {line['no_value']}")
+        for line in lines
+        if line["no_value"] and line["n"]
+    ]
+    notes = tuple(f"{MARK} {row}: {why}" for row, why in dict.fromkeys(whys))
     title = f"{load_tables()[name].title}{', ' + dataset if dataset else ''}"
     return Sheet(_key(name, dataset), title, pd.DataFrame(columns), caption, notes)
 
@@ -223,11 +238,12 @@ def _key(*parts: str) -> str:
 
 
 def _ours(line: "pd.Series[Any]") -> str:
-    mark = MARK if line["why"] else ""
+    mark = MARK if line["why"] or (line["n"] and line["no_value"]) else ""
     if not line["n"]:
-        return ("failed" if "failed" in str(line["why"]) else "not measured") + mark
+        without = "no value" if line["no_value"] else "not measured"
+        return ("failed" if "failed" in str(line["why"]) else without) + mark
     spread = "" if pd.isna(line["sd"]) else f" ± {line['sd']:.2f}"
-    return ("no value" if pd.isna(line["mean"]) else f"{line['mean']:.2f}{spread}") + mark
+    return f"{line['mean']:.2f}{spread}{mark}"
 
 
 def _number(value: float | None, form: str = ".2f") -> str:
@@ -235,36 +251,62 @@ def _number(value: float | None, form: str = ".2f") -> str:
 
 
 def significance_sheet(
-    dataset: str, pairs: pd.DataFrame, scenes: int, notes: tuple[str, ...]
+    entry: Entry, pairs: pd.DataFrame, scenes: int, notes: tuple[str, ...]
 ) -> Sheet:
     """Print which differences of F1 between the rows of Table I are real.
 
     Args:
-        dataset: they were measured on.
+        entry: one of the rows.
         pairs: as `dsfer.significance.compare_f1` returns them, by the rows' labels.
-        scenes: how many were resampled.
+        scenes: how many were exchanged; one leaves nothing to test.
         notes: which rows are not compared.
     """
-    real = pairs["p_holm"] < LEVEL
+    frame = pd.DataFrame({"Δ F1": pairs["difference"].map(lambda d: _number(d, "+.2f"))})
+    frame.index = pd.Index(pairs["first"] + " less " + pairs["second"])
+    caption = "Differences of F1 in points of percent, not tested: one scene."
+    if scenes > 1:
+        frame = frame.join(_verdicts(pairs).set_index(frame.index))
+        tested, real = int(pairs["p"].notna().sum()), int((pairs["p_holm"] < LEVEL).sum())
+        caption = (
+            f"Paired exchange test over the {scenes} scenes of the test split, isolated tiles, "
+            "counts of all seeds added up by scene, of which F1 is taken; two-sided p, Holm's "
+            f"correction over the {tested} pairs; interval by bootstrap. {real} of {tested} "
+            f"differences are real at {LEVEL:.0%}. Networks trained again would score otherwise: "
+            "that spread is in the ± of the table above, not here."
+        )
+        if entry.cells[0].settings.data.release.layout in DEPENDENT:
+            caption += (
+                " The scenes are tiles cut and turned from a few pairs of images, so they are not "
+                "independent: intervals are too narrow, and p too small."
+            )
+    title = f"{SIGNIFICANCE}, {entry.dataset}"
+    key = _key("I", entry.dataset, "significance")
+    return Sheet(key, title, frame, caption, notes, pairs)
+
+
+def _verdicts(pairs: pd.DataFrame) -> pd.DataFrame:
     intervals = [
         f"{_number(low, '+.2f')} … {_number(high, '+.2f')}"
         for low, high in zip(pairs["low"], pairs["high"], strict=True)
     ]
-    frame = pd.DataFrame(
+    real = np.where(pairs["p_holm"] < LEVEL, "yes", "not shown")
+    return pd.DataFrame(
         {
-            "Δ F1": pairs["difference"].map(lambda d: _number(d, "+.2f")),
             "95 % interval": intervals,
             "p": pairs["p"].map(lambda p: _number(p, ".4f")),
             "p, Holm": pairs["p_holm"].map(lambda p: _number(p, ".4f")),
-            "real": np.where(real, "yes", "not shown"),
+            "real": np.where(pairs["p"].isna(), "no value", real),
         }
     )
-    frame.index = pd.Index(pairs["first"] + " less " + pairs["second"])
-    caption = (
-        f"Paired bootstrap over the {scenes} scenes of the test split, isolated tiles, counts of "
-        f"all seeds added up by scene; two-sided p, Holm's correction over the {len(pairs)} pairs. "
-        f"{int(real.sum())} of {len(pairs)} differences are real at {LEVEL:.0%}. Networks trained "
-        "again would score otherwise: that spread is in the ± of the table above, not here."
+
+
+def uncompared_sheet(dataset: str, why: str) -> Sheet:
+    """Say why the rows of Table I could not be compared with each other on a data set."""
+    return Sheet(
+        _key("I", dataset, "significance"),
+        f"{SIGNIFICANCE}, {dataset}",
+        pd.DataFrame({"Δ F1": [f"failed{MARK}"]}, index=["all pairs"]),
+        "Differences of F1 between the rows above.",
+        (f"{MARK} {why}",),
+        failure=why,
     )
-    title = f"Which differences of F1 are real, {dataset}"
-    return Sheet(_key("I", dataset, "significance"), title, frame, caption, notes, pairs)

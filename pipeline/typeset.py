@@ -20,7 +20,7 @@ TEX = str.maketrans(
 
 TEX_SPECIAL = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 """Signs that mean something to LaTeX; in cells, pandas escapes them."""
 

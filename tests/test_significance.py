@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -30,31 +32,73 @@ def compared(*methods, **options):
     return found.to_dict("records")
 
 
-def test_two_scenes_by_brute_force():
+def difference(a, b):
+    """Of F1 in points of percent, by the library's own metrics."""
+    return change_metrics(a)["F1"] - change_metrics(b)["F1"]
+
+
+def test_the_interval_of_two_scenes_by_brute_force():
     """Of two scenes there are four resamples, as likely each: their differences are known."""
     a, b = table([(90, 10, 10), (50, 30, 20)]), table([(80, 20, 30), (60, 10, 20)])
-    (found,) = compare_f1({"a": a, "b": b}, seed=3, resamples=20_000).to_dict("records")
-
-    def difference(*drawn):
-        f1 = [change_metrics(method.iloc[list(drawn)])["F1"] for method in (a, b)]
-        return f1[0] - f1[1]
-
-    exact = {drawn: difference(*drawn) for drawn in [(0, 0), (0, 1), (1, 0), (1, 1)]}
-    assert found["difference"] == pytest.approx(exact[0, 1])
-    assert found["low"] == pytest.approx(min(exact.values()))
-    assert found["high"] == pytest.approx(max(exact.values()))
-    below, above = (np.mean([sign * value <= 0 for value in exact.values()]) for sign in (1, -1))
-    assert found["p"] == pytest.approx(min(1, 2 * min(below, above)), abs=0.02)
+    (found,) = compare_f1({"a": a, "b": b}, seed=3).to_dict("records")
+    exact = [difference(a.iloc[list(d)], b.iloc[list(d)]) for d in product((0, 1), repeat=2)]
+    assert found["difference"] == pytest.approx(difference(a, b))
+    assert found["low"] == pytest.approx(min(exact))
+    assert found["high"] == pytest.approx(max(exact))
 
 
-def test_a_resample_is_the_same_scenes_of_both_methods():
-    """Every scene favours a by as much, however hard it is: no resample can say otherwise."""
+@settings(max_examples=10, deadline=None)
+@given(tables(2))
+def test_p_is_the_share_of_all_exchanges_by_brute_force(made):
+    a, b = made
+    sizes = []
+    for exchanged in product((False, True), repeat=len(a)):
+        moved = np.array(exchanged)
+        mixed = (pd.concat([x[~moved], y[moved]]) for x, y in ((a, b), (b, a)))
+        sizes.append(abs(difference(*mixed)))
+    expected = np.mean(np.array(sizes) >= sizes[0] - 1e-9)
+    (found,) = compared(a, b)
+    assert found["p"] == pytest.approx(expected)
+    assert found["p"] >= 2 / 2 ** len(a)
+
+
+def test_exchanges_at_random_come_near_to_all_of_them():
+    rng = np.random.default_rng(5)
+    a, b = (table(rng.integers(1, 400, size=(12, 3))) for _ in range(2))
+    p = [
+        compare_f1({"a": a, "b": b}, seed=0, resamples=resamples)["p"].item()
+        for resamples in (2**12, 2**12 - 1)
+    ]
+    assert p[0] != p[1] and p[0] == pytest.approx(p[1], abs=0.03)
+
+
+def test_four_scenes_of_one_sign_show_nothing():
+    a, b = table([(100, 5, 5)] * 4), table([(60, 45, 45)] * 4)
+    (found,) = compared(a, b)
+    assert found["low"] > 0 and found["p"] == 2 / 16
+
+
+@pytest.mark.parametrize(("scenes", "level"), [(4, 0.05), (4, 0.25), (8, 0.05)])
+def test_methods_that_do_not_differ_are_rarely_told_apart(scenes, level):
+    """Both draw their counts from one distribution, the harder a scene the more errors."""
+    rng = np.random.default_rng(1)
+
+    def p_value():
+        hard = rng.lognormal(4, 1.5, size=(scenes, 1))
+        drawn = [table(1 + rng.poisson(hard * rng.gamma(1, size=(scenes, 3)))) for _ in range(2)]
+        return compared(*drawn)[0]["p"]
+
+    assert np.mean([p_value() <= level for _ in range(300)]) <= level * 1.2
+
+
+def test_every_scene_better_however_hard_is_real():
+    """Exchanges and resamples keep scenes together: what is hard for both cancels."""
     hard = np.linspace(1, 30, 20).astype(int)
     a = table([(100, n, n) for n in hard])
     b = table([(100, 2 * n, 2 * n) for n in hard])
     (found,) = compare_f1({"a": a, "b": b}, seed=0).to_dict("records")
     assert found["low"] > 0
-    assert found["p"] == pytest.approx(2 / 10_001)
+    assert found["p"] == 1 / 10_000
 
 
 @settings(max_examples=25, deadline=None)

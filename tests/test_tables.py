@@ -1,4 +1,4 @@
-"""The paper's tables from made-up scores; cells that run are in tests/test_benchmark.py."""
+"""The paper's tables from made-up scores; a table whose cells run is in tests/test_flows.py."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 
 from dsfer.errors import ConfigError, DataError
 from pipeline import benchmark, cost, sheets
-from pipeline.benchmark import Plan, parse_changes, parse_seeds
+from pipeline.benchmark import BenchmarkError, Plan, parse_changes, parse_seeds
 from pipeline.cost import Costs, cost_caption, cost_records
 from pipeline.published import load_published
 from pipeline.results import Metrics
@@ -147,13 +147,69 @@ def test_a_measure_without_a_value_is_said_to_have_none():
     assert frame.loc["BiT", "P"].to_dict() == {"ours": "no value", "paper": "86.30", "Δ": "—"}
 
 
-def test_rows_of_other_splits_are_not_compared(monkeypatch):
+def test_a_seed_without_a_value_hides_no_other():
+    nothing = scores(0.0, tiles=scores(0.0).tiles.model_copy(update={"P": None}))
+    records = measured("I", "levir-cd", lambda _, seed: scores(50.0) if seed else nothing)
+    sheet = sheet_of(records)
+    assert sheet.frame.loc["BiT", [("P", "ours"), ("F1", "ours")]].tolist() == [
+        "80.00†", "25.00 ± 35.36",
+    ]  # fmt: skip
+    assert "† BiT: P has no value with seed 0" in sheet.notes and len(sheet.notes) == 9
+    line = records[(records["row"] == "BiT") & (records["measure"] == "P")].iloc[0]
+    assert (line["mean"], line["n"], line["no_value"], line["why"]) == (80.0, 1, "0", "")
+
+
+def test_a_published_zero_is_a_figure(monkeypatch):
+    monkeypatch.setattr(sheets, "paper_figures", lambda name, key: {"levir-cd": {"F1": 0.0}})
+    assert sheets.record("I", "bit", "levir-cd", "F1", [1.5], "")["difference"] == 1.5
+
+
+def test_rows_of_other_splits_are_not_compared():
+    """The table is there all the same, and says why."""
     entries = entries_of("I", ["demo"], [0], {})
     outcomes = {
         e.cells[0].name: scores(50.0, split_hash=f"{i // 8}") for i, e in enumerate(entries)
     }
-    with pytest.raises(DataError, match="scored on different splits: 0, 1"):
-        benchmark._significance(entries, outcomes)
+    records = pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes)])
+    table, compared = benchmark.score_sheets(records, entries, outcomes, Plan())
+    assert table.frame.loc["BiT", ("F1", "ours")] == "50.00"
+    assert compared.frame.loc["all pairs", "Δ F1"] == "failed†"
+    assert "scored on different splits: 0, 1" in compared.notes[0]
+    for text in (markdown("T", [compared], None), html("T", [compared], None)):
+        assert "scored on different splits: 0, 1" in text
+
+
+def compare(entries, monkeypatch, scenes):
+    """The sheet on pairs of rows that all scored 50, but for Dsfer-Net, better in every scene."""
+    outcomes = {cell.name: scores(50.0) for entry in entries for cell in entry.cells}
+    monkeypatch.setattr(benchmark, "read_scenes", lambda cell: counts(cell, scenes))
+    (sheet,) = benchmark._significance(entries, outcomes)
+    return sheet
+
+
+def counts(cell, scenes):
+    good = cell.settings.params.model == "dsfer-net"
+    names = [f"{number:04d}" for number in range(scenes)]
+    return pd.DataFrame({"scene": names, "tp": 90 if good else 60, "fp": 10, "fn": 10})
+
+
+def test_one_scene_is_not_tested(monkeypatch):
+    sheet = compare(entries_of("I", ["whu-cd"], [0], {}), monkeypatch, 1)
+    assert "not tested: one scene" in sheet.caption and "real" not in sheet.caption
+    assert sheet.frame.columns.tolist() == ["Δ F1"]
+    assert sheet.frame.loc["BiT less Dsfer-Net"].item() == "−4.29"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "dependent"),
+    [("levir-cd", None, False), ("cdd", None, True), ("cdd", "fragments", False)],
+)
+def test_tiles_that_count_as_scenes_are_said_not_to_be_independent(
+    dataset, split, dependent, monkeypatch
+):
+    changes = {"split": split} if split else {}
+    sheet = compare(entries_of("I", [dataset], [0], changes), monkeypatch, 20)
+    assert ("intervals are too narrow" in sheet.caption) == dependent
 
 
 def test_pairs_of_methods_are_compared_over_pooled_seeds(monkeypatch):
@@ -161,13 +217,7 @@ def test_pairs_of_methods_are_compared_over_pooled_seeds(monkeypatch):
     entries = entries_of("I", ["demo"], [0, 1], {})
     outcomes = {cell.name: scores(50.0) for entry in entries for cell in entry.cells}
     outcomes[entries[0].cells[1].name] = "failed: no room."
-
-    def scenes(cell):
-        good = cell.settings.params.model == "dsfer-net"
-        names = [f"{number:04d}" for number in range(20)]
-        return pd.DataFrame({"scene": names, "tp": 90 if good else 60, "fp": 10, "fn": 10})
-
-    monkeypatch.setattr(benchmark, "read_scenes", scenes)
+    monkeypatch.setattr(benchmark, "read_scenes", lambda cell: counts(cell, 20))
     (sheet,) = benchmark._significance(entries, outcomes)
     assert len(sheet.frame) == 8 * 7 / 2
     assert sheet.frame.loc["BiT less Dsfer-Net", "real"] == "yes"
@@ -176,6 +226,49 @@ def test_pairs_of_methods_are_compared_over_pooled_seeds(monkeypatch):
     ]  # fmt: skip
     assert "over the 20 scenes" in sheet.caption and "7 of 28 differences are real" in sheet.caption
     assert sheet.notes == ("† Left out, since seeds lack results: FC-Siam-conc.",)
+
+
+def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monkeypatch):
+    """Dsfer-Net is better than all others, BiT failed; VcT's counts are gone from the cache."""
+    ran = []
+
+    def run_cells(cells, *_):
+        ran.extend(cells)
+
+    def read_scenes(cell):
+        if gone and cell.settings.params.model == "vct":
+            raise DataError("is not in DVC's cache")
+        return counts(cell, 20)
+
+    def f1(cell):
+        return scores(90.0 if cell.settings.params.model == "dsfer-net" else 75.0)
+
+    failed = {"bit"}
+    monkeypatch.setattr(benchmark, "run_cells", run_cells)
+    monkeypatch.setattr(
+        benchmark,
+        "finished",
+        lambda: {cell.name for cell in ran if cell.settings.params.model not in failed},
+    )
+    monkeypatch.setattr(benchmark, "missing_reason", lambda cell: "failed: no room.")
+    monkeypatch.setattr(benchmark, "read_metrics", f1)
+    monkeypatch.setattr(benchmark, "read_scenes", read_scenes)
+    plan, gone = Plan(names=["I"], datasets=["demo", "demo"], seeds=[0]), False
+    with pytest.raises(BenchmarkError, match="BiT: seed 0 failed: no room") as raised:
+        benchmark.benchmark(plan, 1, tmp_path)
+    assert "FC-Siam" not in str(raised.value) and "real" not in str(raised.value)
+    assert len(ran) == 9
+    text = (tmp_path / "table-I.md").read_text()
+    assert re.search(r"\| BiT +\| +failed† \|", text)
+    assert re.search(r"\| VcT less Dsfer-Net +\| +−4\.29 \|.* yes \|", text)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "table-I.md", "table-I.tex", "table-I.html", "table-I.csv", "table-I-demo-significance.csv",
+    }  # fmt: skip
+    failed, gone = set(), True
+    with pytest.raises(BenchmarkError, match=r"real, demo: is not in DVC's cache"):
+        benchmark.benchmark(plan, 1, tmp_path)
+    text = (tmp_path / "table-I.md").read_text()
+    assert re.search(r"\| BiT +\| +80\.00 \|", text) and "† is not in DVC's cache" in text
 
 
 def made_up_costs():
@@ -189,9 +282,9 @@ def made_up_costs():
 
 
 def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
-    costs = dict.fromkeys(load_tables()["II"].rows, Costs.model_validate(made_up_costs()))
-    costs["vct"] = "failed: no room"
-    records = pd.DataFrame([line for pair in costs.items() for line in cost_records(*pair)])
+    costs = Costs.model_validate(made_up_costs())
+    rows = load_tables()["II"].rows
+    records = pd.DataFrame([line for key in rows for line in cost_records(key, costs)])
     sheet = score_sheet(records, cost_caption(records))
     assert sheet.frame.loc["Dsfer-Net"].to_dict() == {
         ("Parameters, million", "ours"): "34.09",
@@ -204,8 +297,7 @@ def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
         ("Latency, ms", "ours"): "250.00",
         ("Peak memory, MiB", "ours"): "not measured",
     }
-    assert sheet.frame.loc["VcT", ("GMACs", "ours")] == "failed†"
-    assert sheet.notes == ("† VcT: failed: no room",)
+    assert sheet.notes == ()
     assert "scaled from 16 pairs to 2,048" in sheet.caption and "2 cores" in sheet.caption
 
 
@@ -261,10 +353,10 @@ def test_the_page_needs_nothing_but_itself(document):
 
 
 def test_names_from_outside_are_escaped():
-    records = measured("III", "levir-cd", lambda key, seed: f"failed: <b>100 %_$#&{{}}\\ {seed}")
+    records = measured("III", "levir-cd", lambda key, seed: f"failed: <b>100 %_$#&{{}}^\\ {seed}")
     sheet = sheet_of(records)
     assert "<b>" not in html("T", [sheet], None)
-    assert r"100 \%\_\$\#\&\{\}\textbackslash{}" in latex([sheet], None)
+    assert r"100 \%\_\$\#\&\{\}\textasciicircum{}\textbackslash{}" in latex([sheet], None)
 
 
 def test_the_plot_shows_both_curves_with_spread(document):
@@ -301,6 +393,9 @@ def test_bad_input_is_named():
     for plan, message in [
         (Plan(names=["IVV"]), "unknown table 'IVV'; perhaps you mean 'iv'"),
         (Plan(names=["VI"]), "unknown table 'VI'; perhaps you mean 'v'"),
+        (Plan(names=[]), "tables: none is given"),
+        (Plan(seeds=[]), "seeds: [] does not name one or more seeds, each once"),
+        (Plan(seeds=[0, 1, 0]), "seeds: [0, 1, 0] does not name one or more seeds, each once"),
         (Plan(names=["V"], changes={"lambda": 1}), "table V, lambda: is what the cells"),
         (Plan(names=["I"], changes={"seed": 1}), "table I, seed: is what the cells"),
         (Plan(names=["V"], changes={"lr": -1}), "lr: Input should be greater than 0"),
