@@ -85,7 +85,7 @@ def run_queued(
             with project_workspace(Path(), "a sweep"):
                 check()
                 _enqueue(left, stopped, target)
-            _start_workers(jobs)
+            _start_workers(jobs, stopped)
             starts += 1
             lost = _wait(left, stopped)
             if lost:
@@ -141,9 +141,9 @@ def _enqueue(
         _dvc("exp", "run", "--queue", "--name", name, *changes, *([target] if target else []))
 
 
-def _start_workers(jobs: int) -> None:
+def _start_workers(jobs: int, stopped: Callable[[], bool]) -> None:
     _dvc("queue", "start", "--jobs", str(jobs))
-    if not _comes_true(_has_worker, START_LIMIT):
+    if not _comes_true(lambda: stopped() or _has_worker(), START_LIMIT):
         raise QueueError("no worker starts", where="DVC's queue", mend=f"see {WORKERS}/*.out")
 
 
