@@ -98,7 +98,8 @@ def _write_compared(network: nn.Module, size: int, step: int | None, path: Path)
     axes = {0: "batch"} if step is None else {0: "batch", 2: "rows", 3: "cols"}
     pair = torch.rand(2, 3, size, size), torch.rand(2, 3, size, size)  # one tensor is one input
     try:
-        with warnings.catch_warnings():
+        # No gradients: for those maps are enlarged by an operator that ONNX does not know.
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of what tracing may miss; the comparison would see it
             torch.onnx.export(
                 network,
