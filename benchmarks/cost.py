@@ -10,7 +10,6 @@ changes what a pass costs.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +28,7 @@ from benchmarks.side_by_side import Report, Timing, clock, compare
 from dsfer.data.batches import BatchSource
 from dsfer.evaluation import Inference, Precision, count_tiles, has_bf16
 from dsfer.models import MODELS, count_parameters
+from pipeline.cost import Cost
 from pipeline.frozen import did_you_mean
 from pipeline.published import COMPARED, load_published
 
@@ -36,35 +36,6 @@ MEBIBYTE = 2**20
 
 PASSES = 2
 """Passes over one pair that are timed at once: on a GPU the second waits for the first."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """A row of the table.
-
-    Attributes:
-        model: name of the network.
-        variant: which of its variants, the one that Table II is of; None where it has none.
-        parameters: as Table II counts them.
-        gmacs: of one pair, forward: half the operations of convolutions and matrix products.
-        test_loop_s: seconds that the paper's loop takes over `test_pairs`.
-        test_pairs: how many those are.
-        pairs_per_second: from shards to counts, at `batch` and in `precision`.
-        latency_ms: from one pair on the device to its logits, in `precision`.
-        peak_mib: of the network and one batch in the device's memory; None on a CPU.
-    """
-
-    model: str
-    variant: str | None
-    parameters: int
-    gmacs: float
-    test_loop_s: float
-    test_pairs: int
-    pairs_per_second: float
-    batch: int
-    latency_ms: float
-    peak_mib: float | None
-    precision: Precision
 
 
 def main(
@@ -113,7 +84,7 @@ def main(
         row_of(name, net, size, pairs, best[name], *timings)
         for (name, net), *timings in zip(networks.items(), loops, rates, delays, strict=True)
     ]
-    report.rows([asdict(row) for row in rows])
+    report.rows([row.model_dump() for row in rows])
 
 
 def build(name: str, size: int, device: torch.device) -> nn.Module:

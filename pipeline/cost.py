@@ -32,17 +32,22 @@ PAPER_PAIRS = 2048
 
 
 class Cost(Stored):
-    """One of the rows that `benchmarks/cost.py` writes.
+    """A row of what `benchmarks/cost.py` writes.
 
     Attributes:
         model: name of the network.
-        parameters: as the paper counts them.
-        gmacs: multiplications and additions of one pair, in thousands of millions.
-        test_loop_s: seconds for `test_pairs` pairs, one at a time, reading included.
-        peak_mib: memory of one batch, where the device tells.
+        variant: which of its variants, the one that Table II is of; None where it has none.
+        parameters: as Table II counts them.
+        gmacs: of one pair, forward: half the operations of convolutions and matrix products.
+        test_loop_s: seconds that the paper's loop takes over `test_pairs`.
+        test_pairs: how many those are.
+        pairs_per_second: from shards to counts, at `batch` and in `precision`.
+        latency_ms: from one pair on the device to its logits, in `precision`.
+        peak_mib: of the network and one batch in the device's memory; None on a CPU.
     """
 
     model: str
+    variant: str | None
     parameters: int
     gmacs: float
     test_loop_s: float
