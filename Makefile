@@ -40,7 +40,7 @@ check: setup
 	ruff format --check
 	mypy
 
-# A short schedule: docs/tables.md says how long it took.
+# All five tables on the demo with a short schedule, see docs/tables.md.
 tables: setup
 	python -m pipeline.recovery
 	dvc repro shard
