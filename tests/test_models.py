@@ -143,7 +143,9 @@ def test_weights_come_back_bit_by_bit(tmp_path):
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
     stored = read_metadata(path)
-    assert stored == replace(metadata, file=path.name, sha256=sha256_file(path))
+    written = {"file": path.name, "sha256": sha256_file(path)}
+    assert stored == replace(metadata, **written, record_sha256=stored.record_sha256)
+    assert len(stored.record_sha256) == 64
     assert sorted(p.name for p in tmp_path.iterdir()) == ["weights.json", "weights.safetensors"]
 
 
