@@ -131,6 +131,7 @@ def download_by(project: Path, code: str) -> Iterator[None]:
     program.write_text(code)
     stages = yaml.load(project / "dvc.yaml")
     stages["stages"]["download"]["cmd"] = "python program.py"
+    stages["stages"]["download"]["deps"].append(program.name)  # or DVC takes another one's outputs
     yaml.dump(stages, project / "dvc.yaml")
     try:
         yield
@@ -346,12 +347,18 @@ def test_a_run_counts_as_crashed_after_ctrl_c_and_without_its_worker(operation):
         (first,) = operation.client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
         assert operation.finish(first) == "Crashed"
 
-        second = operation.start("stage/local", name="download")
-        assert wait_for(lambda: running(project, "program.py"))
-        operation.started("worker-cpu").kill()
-        wait_for(lambda: not running(project, "program.py"), 10)
-        assert operation.finish(second) == "Crashed"
-        operation.start_worker()
+        for end in (signal.SIGINT, signal.SIGKILL):
+            started = operation.start("stage/local", name="download")
+            assert wait_for(lambda: running(project, "program.py"))
+            worker = operation.started("worker-cpu")
+            if end == signal.SIGINT:  # of a terminal, which sends it to the runs as well
+                os.killpg(worker.pid, end)
+            else:
+                worker.send_signal(end)
+            wait_for(lambda: not running(project, "program.py"), 10)
+            assert operation.finish(started) == "Crashed"
+            assert wait_for(lambda worker=worker: not worker.is_running())
+            operation.start_worker()
 
 
 def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
