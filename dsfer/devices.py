@@ -1,16 +1,20 @@
-"""Which device computes: the CPU, or a GPU for each process."""
+"""Which device computes: the CPU, or a GPU for each process.
 
-from typing import Literal
+Parameters are checked by these names in stages that compute nothing, so torch, which takes seconds
+to load, is imported where a device is chosen.
+"""
 
-import torch
+from typing import TYPE_CHECKING, Literal
 
-from dsfer.distributed import launched, local_rank
 from dsfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 Device = Literal["auto", "cpu", "cuda"]
 
 
-def choose_device(name: Device) -> torch.device:
+def choose_device(name: Device) -> "torch.device":
     """The device that a user asks for; `auto` takes a GPU where there is one.
 
     Each of several processes takes a GPU of its own.
@@ -18,6 +22,10 @@ def choose_device(name: Device) -> torch.device:
     Raises:
         ConfigError: a GPU was asked for and there is none, or none for each process.
     """
+    import torch
+
+    from dsfer.distributed import launched, local_rank
+
     gpu = torch.cuda.is_available()
     if name == "cuda" and not gpu:
         raise ConfigError(
@@ -39,6 +47,8 @@ def check_gpus(processes: int) -> None:
     Raises:
         ConfigError: there are too few.
     """
+    import torch
+
     gpus = torch.cuda.device_count()
     if processes > gpus:
         raise ConfigError(

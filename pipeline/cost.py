@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from dsfer.errors import DsferError
 from dsfer.files import atomic_path, read_json
@@ -84,6 +83,8 @@ def measure(pairs: int | None) -> Costs | str:
     Args:
         pairs: of the test loop; None for the benchmark's own number.
     """
+    import torch  # seconds to load, and flows that measure nothing import this module
+
     options = [] if pairs is None else ["--pairs", str(pairs)]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     made = {"options": options, "torch": torch.__version__, "gpus": gpus}
