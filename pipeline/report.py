@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dsfer.figures import ERROR_COLOURS, data_uri, svg, training_curves
+from pipeline.pages import draw_page
 from pipeline.published import Published, Reference, load_published
 from pipeline.results import Figures, ProtocolScores, Results
 
@@ -95,15 +95,9 @@ def build_report(results: Results, drawn: DrawnFigures, published: Published | N
     metrics = results.metrics
     reference, no_comparison = paper_figures(results, published)
     checks = [check for group in results.validation.findings.values() for check in group]
-    environment = Environment(
-        loader=PackageLoader("pipeline"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "value": value}
-    return environment.get_template("report.html").render(
+    return draw_page(
+        "report.html",
+        {"percent": percent, "value": value},
         m=metrics,
         title=published.titles.get(metrics.model, metrics.model),
         split=results.split,

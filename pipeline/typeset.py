@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from dsfer.figures import data_uri
 from dsfer.files import write_bytes
+from pipeline.pages import draw_page
 from pipeline.sheets import Sheet
 
 TEX = str.maketrans(
@@ -111,16 +110,9 @@ def _float(sheet: Sheet) -> str:
 
 def html(title: str, sheets: Sequence[Sheet], picture: Path | None) -> str:
     """Sheets as one page that needs nothing but itself."""
-    environment = Environment(
-        loader=PackageLoader("pipeline"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tables = [
         (sheet, sheet.frame.to_html(border=0, justify="unset", index_names=False))
         for sheet in sheets
     ]
     drawn = data_uri(picture.read_bytes(), "image/svg+xml") if picture else None
-    return environment.get_template("tables.html").render(title=title, tables=tables, drawn=drawn)
+    return draw_page("tables.html", title=title, tables=tables, drawn=drawn)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dsfer.data.labels import label_rule
 from dsfer.data.manifest import SPLITS
@@ -30,10 +29,10 @@ from dsfer.files import atomic_folder, write_bytes, write_json
 from pipeline import expectations
 from pipeline.catalog import Expected
 from pipeline.facts import Audit, audit_leakage, split_facts, tile_facts
+from pipeline.pages import draw_page
 from pipeline.params import DataSettings
 
 SCHEMA = 1
-TEMPLATES = Path(__file__).with_name("templates")
 SUBJECTS = {"tiles": "tile", "scenes": "scene", "splits": "split"}
 
 log = logging.getLogger(__name__)
@@ -156,14 +155,7 @@ def write_result(folder: Path, result: dict[str, Any]) -> Path:
 
 def render(result: dict[str, Any]) -> str:
     """The result as one HTML page that needs no other file."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("validation.html").render(result=result)
+    return draw_page("validation.html", result=result)
 
 
 def require_valid(result: dict[str, Any], manifest: Path, page: Path) -> None:
