@@ -12,6 +12,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
+# Where an image sets it, as many do, every process would compile the sources of torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 ifneq ($(TORCH),default)
 torch_backend := --torch-backend=$(TORCH)

@@ -130,15 +130,19 @@ def _tell_failed(names: Collection[str]) -> None:
 def _enqueue(
     experiments: Mapping[str, dict[str, Any]], stopped: Callable[[], bool], target: str | None
 ) -> None:
+    targets = [target] if target else None
     with Repo() as repo:
         queue = repo.experiments.celery_queue
         status = _statuses(queue, experiments)
         queue.remove([name for name in status if status[name] != "Running"])  # of former tries
-    for name, values in experiments.items():
-        if stopped():
-            raise _stopped(len(experiments))
-        changes = [f"-S={key}={_quoted(value)}" for key, value in values.items()]
-        _dvc("exp", "run", "--queue", "--name", name, *changes, *([target] if target else []))
+        for name, values in experiments.items():
+            if stopped():
+                raise _stopped(len(experiments))
+            changes = [f"{key}={_quoted(value)}" for key, value in values.items()]
+            try:
+                repo.experiments.run(targets=targets, params=changes, name=name, queue=True)
+            except DvcException as error:
+                raise QueueError(str(error), where=f"experiment {name}") from error
 
 
 def _start_workers(jobs: int, stopped: Callable[[], bool]) -> None:
