@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 TINY = {
     "dataset": "folder/tiny", "tile_size": 32, "width": 0.125, "hopfield_dim": 16,
     "pretrained": "none", "iterations": 2, "batch_size": 2, "warmup": 0, "validate_every": 2,
+    "figures": ["test0_00000_00000"],
 }  # fmt: skip
 
 STAGES = [
