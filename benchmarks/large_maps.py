@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 import dsfer
-from benchmarks.mapping import TILE, rasters, resident, separately
+from benchmarks.mapping import TILE, held_now, rasters, resident, separately
 from benchmarks.side_by_side import Report
 from dsfer.detector import Detector
 from dsfer.evaluation import Inference
@@ -56,7 +56,7 @@ def mapped(pair: tuple[Path, Path], out: Path) -> tuple[dict[str, Any], float]:
     inference = Inference(torch.zeros(3), torch.full((3,), 50.0), batch_size=8)
     record = Metadata("mean colours", {}, (0,) * 3, (50,) * 3, tile_size=TILE)
     detector = Detector(MeanColours().eval(), inference, record)
-    before = resident("VmRSS")
+    before = held_now()
     options = MapOptions(overlap=OVERLAP)
     summary = dsfer.predict_raster(*pair, detector, out, options=options)
     return summary, (resident("VmHWM") - before) / 1000

@@ -181,9 +181,15 @@ def separately(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R
 def peak_memory(way: str, weights: Path, pair: tuple[Path, Path]) -> float:
     """Peak memory in MB of one way, above what a process holds with the network loaded."""
     detector = dsfer.load(weights, batch_size=BATCH)
-    before = resident("VmRSS")
+    before = held_now()
     WAYS[way](detector, *pair)
     return (resident("VmHWM") - before) / 1000
+
+
+def held_now() -> int:
+    """Memory of this process in kB, from which `VmHWM` counts anew."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return resident("VmRSS")
 
 
 def resident(what: str) -> int:

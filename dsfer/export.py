@@ -50,11 +50,18 @@ def export_onnx(weights: str | Path, out: str | Path) -> Metadata:
     Raises:
         CheckpointError: as `dsfer.load`, or this network cannot be expressed in ONNX, or
             onnxruntime computes something else of it.
-        ConfigError: the name does not end in .onnx, or the extra `export` is not installed.
+        ConfigError: the name does not end in .onnx, or weights beside it have that name, or the
+            extra `export` is not installed.
     """
     out = Path(out)
     if out.suffix != ".onnx":
         raise ConfigError(f"{out} is no .onnx file", where="out", mend="change its suffix")
+    if (tensors := out.with_suffix(".safetensors")).exists():
+        raise ConfigError(
+            f"its record would take the place of that of {tensors}",
+            where=out,
+            mend="give it another name or folder",
+        )
     detector = load(weights, device="cpu")
     size = detector.tile_size
     network = _Logits(detector.network.to(memory_format=torch.contiguous_format)).eval()

@@ -88,3 +88,10 @@ def test_an_export_that_computes_something_else_is_not_left_behind(tmp_path, mon
     ]  # fmt: skip
     with pytest.raises(ConfigError, match=r"model\.pt is no \.onnx file"):
         export_onnx(path, tmp_path / "model.pt")
+
+
+def test_an_export_does_not_replace_the_record_of_weights(tmp_path):
+    path = weights(tmp_path, "dsfer-net", **TIED)
+    with pytest.raises(ConfigError, match=r"take the place of that of .*weights\.safetensors"):
+        export_onnx(path, tmp_path / "weights.onnx")
+    assert dsfer.load(path).threshold("auto") == 0.375
