@@ -11,6 +11,7 @@ from torch import nn
 from dsfer.devices import Device, choose_device
 from dsfer.errors import ConfigError, DataError
 from dsfer.evaluation import Inference, change_batch, has_bf16, stitch
+from dsfer.memory import enough_memory
 from dsfer.models import create_model
 from dsfer.weights import Metadata, read_metadata
 
@@ -35,8 +36,13 @@ class Detector:
         return self.metadata.tile_size
 
     def probabilities(self, windows: np.ndarray) -> np.ndarray:
-        """Change probability (b, h, w) float32 of windows (b, 2, h, w, 3) uint8."""
-        return change_batch(self.network, self.inference, windows)
+        """Change probability (b, h, w) float32 of windows (b, 2, h, w, 3) uint8.
+
+        Raises:
+            DeviceMemoryError: the GPU has too little memory for so many at a time.
+        """
+        with enough_memory(len(windows)):
+            return change_batch(self.network, self.inference, windows)
 
     def threshold(self, wanted: float | Literal["auto"]) -> float:
         """The probability above which a pixel is changed; `auto` is that of the record.
@@ -116,6 +122,7 @@ def predict_array(
         DataError: the two are no RGB images of one size.
         ConfigError: an overlap that is no share.
         CheckpointError: as `load`.
+        DeviceMemoryError: the GPU has too little memory for `batch_size` windows at a time.
     """
     for image in (t1, t2):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -133,14 +140,15 @@ def predict_array(
             f"valid is {valid.dtype} {valid.shape}", mend=f"give bool of shape {t1.shape[:2]}"
         )
     detector = as_detector(detector)
-    return stitch(
-        detector.network,
-        np.stack((t1, t2)),
-        detector.inference,
-        tile_size=detector.tile_size,
-        overlap=shared_pixels(detector.tile_size, overlap),
-        valid=valid,
-    )
+    with enough_memory(detector.inference.batch_size):
+        return stitch(
+            detector.network,
+            np.stack((t1, t2)),
+            detector.inference,
+            tile_size=detector.tile_size,
+            overlap=shared_pixels(detector.tile_size, overlap),
+            valid=valid,
+        )
 
 
 def shared_pixels(tile_size: int, overlap: float) -> int:

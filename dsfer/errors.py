@@ -92,4 +92,8 @@ class CheckpointError(DsferError):
 
 
 class TrainingError(DsferError):
-    """Training cannot go on: the loss is not finite, or memory ran out."""
+    """Training cannot go on: the loss is not finite, say."""
+
+
+class DeviceMemoryError(DsferError):
+    """The GPU has too little memory for what it was given."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from dsfer.distributed import world_size
-from dsfer.errors import TrainingError
+from dsfer.errors import DeviceMemoryError
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def enough_memory(batch_size: int) -> Iterator[None]:
         batch_size: `batch_size` of the parameters, pairs over all processes.
 
     Raises:
-        TrainingError: the GPU has too little memory.
+        DeviceMemoryError: the GPU has too little memory.
     """
     try:
         yield
@@ -28,7 +28,7 @@ def enough_memory(batch_size: int) -> Iterator[None]:
             if share > 1
             else "try a smaller tile_size or width, or a GPU with more memory"
         )
-        raise TrainingError(
+        raise DeviceMemoryError(
             f"the GPU ran out of memory with batch_size {batch_size}",
             where="batch_size",
             mend=smaller,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import dsfer
-from dsfer.errors import CheckpointError, ConfigError, DataError
+from dsfer.errors import CheckpointError, ConfigError, DataError, DeviceMemoryError
 from dsfer.weights import Metadata, read_metadata, record_hash, save_weights
 
 OPTIONS = {"width": 0.125, "image_size": 32, "hopfield_dim": 16}
@@ -159,6 +159,18 @@ def test_weights_without_a_chosen_threshold_say_so(bundle):
     change(bundle, threshold=None)
     with pytest.raises(ConfigError, match="know no threshold"):
         dsfer.load(bundle).threshold("auto")
+
+
+def test_running_out_of_gpu_memory_names_a_smaller_batch(bundle):
+    def too_much(*_dates):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    detector = dsfer.load(bundle, batch_size=4)
+    detector.network.forward = too_much
+    with pytest.raises(DeviceMemoryError, match=r"with batch_size 4\..*try batch_size: 2\."):
+        dsfer.predict_array(*images(64, 64), detector)
+    with pytest.raises(DeviceMemoryError, match=r"with batch_size 1\..*a GPU with more memory\."):
+        detector.probabilities(np.zeros((1, 2, 32, 32, 3), np.uint8))
 
 
 def test_the_front_door_does_not_import_torch():

@@ -11,7 +11,7 @@ import torch
 
 import dsfer
 from dsfer.data.batches import BatchSource
-from dsfer.errors import TrainingError
+from dsfer.errors import DeviceMemoryError
 from dsfer.evaluation import Inference, count_tiles
 from dsfer.memory import enough_memory
 from dsfer.training import Interrupted, Trainer
@@ -134,5 +134,5 @@ def test_counts_in_memory_and_streamed_are_those_of_a_cpu():
 
 
 def test_too_little_memory_says_which_batch_size_to_try():
-    with pytest.raises(TrainingError, match="batch_size: 16"), enough_memory(32):
+    with pytest.raises(DeviceMemoryError, match="batch_size: 16"), enough_memory(32):
         torch.empty(2**50, device=GPU)

@@ -15,7 +15,7 @@ import torch
 import dsfer
 from dsfer.averaging import AveragedNetwork
 from dsfer.checkpoint import load_checkpoint, save_checkpoint
-from dsfer.errors import CheckpointError, LeakageError, TrainingError
+from dsfer.errors import CheckpointError, DeviceMemoryError, LeakageError, TrainingError
 from dsfer.evaluation import Inference
 from dsfer.losses import ChangeLoss
 from dsfer.training import Interrupted, Trainer, Training, learning_rate
@@ -194,7 +194,7 @@ def test_running_out_of_gpu_memory_names_a_smaller_batch(tmp_path):
 
     run = trainer(tmp_path)
     run._train_step = too_much
-    with pytest.raises(TrainingError, match=r"memory with batch_size 4.*try batch_size: 2\."):
+    with pytest.raises(DeviceMemoryError, match=r"memory with batch_size 4.*try batch_size: 2\."):
         run.fit()
     assert not (tmp_path / "last.pt").exists()
 

@@ -19,6 +19,7 @@ from dsfer.errors import LeakageError
 from dsfer.evaluation import Inference, count_tiles, stitched_scenes
 from dsfer.figures import error_map, panel_strip
 from dsfer.files import atomic_folder, atomic_path, write_json
+from dsfer.memory import enough_memory
 from dsfer.metrics import (
     change_metrics,
     confusion_counts,
@@ -54,7 +55,10 @@ def main() -> None:
     model = model.to(device).to(memory_format=torch.channels_last)
     scale = Input(metadata.mean, metadata.std, metadata.per_image)
     inference = build_inference(settings, scale, device)
-    with atomic_folder(settings.model_folder / "evaluation") as out:
+    with (
+        enough_memory(settings.recipe.batch_size),
+        atomic_folder(settings.model_folder / "evaluation") as out,
+    ):
         train_source, test_source = (
             BatchSource(split, device, in_memory=False, workers=settings.params.workers)
             for split in (train, test)  # each tile is read once or twice
