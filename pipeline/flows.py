@@ -36,6 +36,7 @@ from pydantic import Field
 from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 
+from dsfer.errors import ConfigError
 from dsfer.figures import data_uri
 from dsfer.files import read_json
 from pipeline.artifacts import publish
@@ -242,6 +243,21 @@ def stage(changes: dict[str, Any], name: str) -> str | None:
     return run_stages(_from(name) if changes else [name], changes)
 
 
+def check_jobs(jobs: int) -> None:
+    """One network at a time is trained on a GPU, which a worker of the pool `gpu` sees alone.
+
+    Raises:
+        ConfigError: several experiments would share it.
+    """
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpu and jobs > 1:
+        raise ConfigError(
+            f"{jobs} experiments at a time would share GPU {gpu}",
+            where="jobs",
+            mend="give 1; on several GPUs start a run of pipeline/gpu for each combination",
+        )
+
+
 @flow(name="sweep")
 def sweep(grid: Grid, jobs: Jobs = 1) -> list[dict[str, Any]]:
     """Every combination of a grid's values, as experiments in DVC's queue.
@@ -254,6 +270,7 @@ def sweep(grid: Grid, jobs: Jobs = 1) -> list[dict[str, Any]]:
         A row for each, which is also shown as a table.
     """
     check_grid(grid)
+    check_jobs(jobs)
     with end_with_worker(), tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
         options = ["--grid", json.dumps(grid), "--jobs", str(jobs), "--out", str(out)]
@@ -289,6 +306,7 @@ def benchmark(
     """
     changes = changes or {}
     Plan(tables, datasets, seeds, changes, pairs).entries()
+    check_jobs(jobs)
     options = [*tables, "--seeds", ",".join(map(str, seeds)), "--jobs", str(jobs), "--out", out]
     options += [f"--dataset={name}" for name in datasets]
     options += [f"--set={key}={json.dumps(value)}" for key, value in changes.items()]

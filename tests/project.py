@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 from ruamel.yaml import YAML
 
+from tests.store import SECRET
 from tests.tiles import tiny_pairs
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,7 @@ STAGES = [
 
 
 SECRETS = {
-    "AWS_SECRET_ACCESS_KEY": "secret-of-the-environment",
+    "AWS_SECRET_ACCESS_KEY": SECRET,
     "AWS_SESSION_TOKEN": "token-of-the-environment",
 }
 """In the environment of every command, and nowhere else afterwards."""

@@ -25,8 +25,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Running, Scheduled
 from ruamel.yaml import YAML
 
+from dsfer.errors import ConfigError
+from dsfer.files import read_json
 from pipeline import operate
 from pipeline.experiments import WORKERS
+from pipeline.flows import check_jobs
 from tests.project import commit, dvc, environment, executed, restore, run
 from tests.waiting import PATIENCE, wait_for
 
@@ -216,6 +219,13 @@ def test_pools_start_one_run_per_gpu_and_schedules_are_off(operation):
     assert not any(schedule.active for schedule in schedules)
 
 
+def test_experiments_do_not_share_a_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    check_jobs(1)
+    with pytest.raises(ConfigError, match="2 experiments at a time would share GPU 3"):
+        check_jobs(2)
+
+
 def test_a_second_start_is_refused_and_lost_runs_are_settled(operation, monkeypatch):
     printed = run(operation.project, sys.executable, "-m", "pipeline.operate", "up", fails=True)
     assert "a server answers there already" in printed
@@ -334,7 +344,7 @@ def test_a_download_that_failed_is_tried_again(operation):
         tries.unlink()
 
 
-def test_a_run_counts_as_crashed_after_ctrl_c_and_without_its_worker(operation):
+def test_a_run_that_was_called_counts_as_crashed_after_ctrl_c(operation):
     project = operation.project
     call = "from pipeline.flows import stage; stage(name='download')"
     with download_by(project, "import time; time.sleep(600)"):
@@ -346,19 +356,6 @@ def test_a_run_counts_as_crashed_after_ctrl_c_and_without_its_worker(operation):
             wait_for(lambda: not running(project, "program.py"), 10)
         (first,) = operation.client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
         assert operation.finish(first) == "Crashed"
-
-        for end in (signal.SIGINT, signal.SIGKILL):
-            started = operation.start("stage/local", name="download")
-            assert wait_for(lambda: running(project, "program.py"))
-            worker = operation.started("worker-cpu")
-            if end == signal.SIGINT:  # of a terminal, which sends it to the runs as well
-                os.killpg(worker.pid, end)
-            else:
-                worker.send_signal(end)
-            wait_for(lambda: not running(project, "program.py"), 10)
-            assert operation.finish(started) == "Crashed"
-            assert wait_for(lambda worker=worker: not worker.is_running())
-            operation.start_worker()
 
 
 def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
@@ -378,14 +375,18 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
         operation.client.set_flow_run_state(first.id, Cancelling())
         wait_for(lambda: not training(project), 10)
         assert operation.finish(first) == "Cancelled"
-        assert saved_state(project)
 
-        third = operation.start("stage/local", name="train")
-        wait_for(lambda: "continuing from step" in operation.log(third))
-        operation.started("worker-cpu").send_signal(signal.SIGKILL)
-        wait_for(lambda: not training(project))
-        assert operation.finish(third) == "Crashed"
-        dvc(project, "status")  # no lock is left
+        for end in (signal.SIGINT, signal.SIGKILL):  # Ctrl-C in the worker's terminal is the first
+            assert saved_state(project)
+            assert not any(read_json(project / ".dvc/tmp/rwlock").values())
+            later = operation.start("stage/local", name="train")
+            wait_for(lambda run=later: "continuing from step" in operation.log(run))
+            worker = operation.started("worker-cpu")
+            worker.send_signal(end)
+            wait_for(lambda: not training(project), 15)
+            assert operation.finish(later) == "Crashed"
+            assert wait_for(lambda worker=worker: not worker.is_running())
+            operation.start_worker()
     finally:
         run(project, "git", "reset", "--quiet", "--hard", "HEAD~1")
         restore(project)
