@@ -33,7 +33,7 @@ from pipeline.flows import check_jobs
 from tests.project import commit, dvc, environment, executed, restore, run
 from tests.waiting import PATIENCE, wait_for
 
-pytestmark = pytest.mark.xdist_group("dvc")  # the same project, one after the other
+pytestmark = pytest.mark.xdist_group("flows")  # one project and one server for all
 
 
 def free_port() -> int:
@@ -346,7 +346,10 @@ def test_a_download_that_failed_is_tried_again(operation):
 
 def test_a_run_that_was_called_counts_as_crashed_after_ctrl_c(operation):
     project = operation.project
-    call = "from pipeline.flows import stage; stage(name='download')"
+    call = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as if by hand
+        "from pipeline.flows import stage; stage(name='download')"
+    )
     with download_by(project, "import time; time.sleep(600)"):
         with subprocess.Popen(
             [sys.executable, "-c", call], cwd=project, env=environment(), start_new_session=True
