@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.results import Metrics
-from pipeline.tables import Entry, Name, load_tables, paper_figures
+from pipeline.tables import Entry, Name, load_tables, paper_figures, row_of
 from pipeline.workspace import commit
 
 Outcome = Metrics | str
@@ -33,6 +33,9 @@ HEADINGS = {
 
 MADE = ("split", "tiles", "recipe", "iterations", "device")
 """What records tell of how they were made."""
+
+NOT_PUBLISHED = "not published"
+"""In place of the paper's figure, in rows that the paper does not have."""
 
 MARK = "†"
 """Behind what lacks seeds; the notes say why."""
@@ -98,13 +101,13 @@ def record(
     """
     by_dataset = paper_figures(name, key)
     source = dataset if dataset in by_dataset else "levir-cd"
-    paper = by_dataset[source].get(measure)
+    paper = by_dataset.get(source, {}).get(measure)
     mean = float(np.mean(values)) if len(values) else None
     return {
         "table": name,
         "dataset": dataset,
         "key": key,
-        "row": load_tables()[name].rows[key].label,
+        "row": row_of(name, key).label,
         "measure": measure,
         "mean": mean,
         "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
@@ -129,8 +132,9 @@ def records_of(entry: Entry, outcomes: Mapping[str, Outcome]) -> list[dict[str, 
     scores = {seed: outcome for seed, outcome in found.items() if isinstance(outcome, Metrics)}
     why = "; ".join(f"seed {seed} {o}" for seed, o in found.items() if isinstance(o, str))
     data = entry.cells[0].settings.data
-    known = entry.dataset in paper_figures(entry.table, entry.key)
-    beside = "" if known and data.as_published else OTHER_DATA
+    published = paper_figures(entry.table, entry.key)
+    same_data = entry.dataset in published and data.as_published
+    beside = OTHER_DATA if published and not same_data else ""
     made = {
         "split": listed(m.split_hash for m in scores.values()),
         "recipe": listed(m.recipe for m in scores.values()),
@@ -214,11 +218,12 @@ def score_sheet(records: pd.DataFrame, caption: str) -> Sheet:
     columns: dict[tuple[str, str], pd.Series] = {}
     for measure, part in records.groupby("measure", sort=False):
         part = part.set_index("row").rename_axis(None)
-        heading, beside = HEADINGS.get(str(measure), str(measure)), part["beside"].iloc[0]
+        heading, printed = HEADINGS.get(str(measure), str(measure)), part["paper"].notna()
         columns[heading, "ours"] = part.apply(_ours, axis=1)
-        if part["paper"].notna().any():
-            paper = f"paper, {beside}" if beside else "paper"
-            columns[heading, paper] = part["paper"].map(_number)
+        if printed.any():
+            beside = part.loc[printed, "beside"].iloc[0]
+            figures = part["paper"].map(_number).where(printed, NOT_PUBLISHED)
+            columns[heading, f"paper, {beside}" if beside else "paper"] = figures
         if part["difference"].notna().any():
             columns[heading, "Δ"] = part["difference"].map(lambda d: _number(d, "+.2f"))
     lines = records.to_dict("records")

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from dsfer.errors import ConfigError, DataError
-from pipeline import benchmark, cost, sheets
+from dsfer.models import MODELS, Method
+from pipeline import benchmark, cost, flows, sheets
 from pipeline.benchmark import BenchmarkError, Plan, parse_changes, parse_seeds
 from pipeline.cost import Costs, cost_caption, cost_records
 from pipeline.published import load_published
@@ -69,6 +70,25 @@ def test_every_row_of_every_table_has_its_figures_and_possible_parameters():
             if name == "I":
                 assert row.label == paper.titles[key]
     assert paper_figures("V", "1")["cdd"] == {"F1": 95.17, "OA": 98.84}
+
+
+def test_a_network_that_the_paper_lacks_has_rows_without_its_figures(monkeypatch):
+    monkeypatch.setitem(MODELS, "small-net", Method("dsfer.models.small_net.SmallNet"))
+    plan = Plan(["I", "II", "III"], ["levir-cd"], models=["small-net", "bit", "small-net"])
+    entries = plan.entries()
+    assert [entry.key for entry in entries["I"]] == [*load_tables()["I"].rows, "small-net"]
+    assert {entry.key for entry in entries["III"]} == set(load_tables()["III"].rows)
+    own = entries["I"][-1].cells[0].settings
+    assert (own.params.model, own.recipe_name) == ("small-net", "common")
+    outcomes = {entry.cells[0].name: scores(91.0) for entry in entries["I"]}
+    records = pd.DataFrame([line for row in entries["I"] for line in records_of(row, outcomes)])
+    sheet = sheet_of(records, (0,))
+    assert sheet.frame.loc["small-net", "F1"].to_dict() == {
+        "ours": "91.00", "paper": "not published", "Δ": "—",
+    }  # fmt: skip
+    assert sheet.frame.loc["Dsfer-Net", ("F1", "Δ")] == "+0.24"
+    line = records[records["row"] == "small-net"].iloc[0]
+    assert pd.isna(line["paper"]) and (line["paper_dataset"], line["beside"]) == ("", "")
 
 
 def test_cells_that_mean_the_same_are_one_experiment():
@@ -301,6 +321,32 @@ def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
     assert "scaled from 16 pairs to 2,048" in sheet.caption and "2 cores" in sheet.caption
 
 
+def test_a_network_that_the_paper_lacks_is_measured_with_the_others(tmp_path, monkeypatch):
+    made_up, calls = made_up_costs(), []
+    made_up["rows"].append(made_up["rows"][0] | {"model": "small-net", "parameters": 500_000})
+
+    def run(options):
+        calls.append(options[:-1])
+        Path(options[-1]).write_text(json.dumps(made_up))
+
+    monkeypatch.setattr(cost, "KEPT", tmp_path)
+    monkeypatch.setattr(cost, "_run", run)
+    for models in ([], ["small-net", "bit"], ["small-net"]):
+        records = pd.DataFrame(cost.measure_costs(None, models))
+    assert calls == [["--json"], ["--add=small-net", "--json"]]
+    assert score_sheet(records, "").frame.loc["small-net"].to_dict() == {
+        ("Parameters, million", "ours"): "0.50",
+        ("Parameters, million", "paper"): "not published",
+        ("Parameters, million", "Δ"): "—",
+        ("Test loop, s per 2,048 pairs", "ours"): "64.00",
+        ("Test loop, s per 2,048 pairs", "paper, A100"): "not published",
+        ("GMACs", "ours"): "75.19",
+        ("Pairs per second", "ours"): "3.50",
+        ("Latency, ms", "ours"): "250.00",
+        ("Peak memory, MiB", "ours"): "not measured",
+    }
+
+
 def test_costs_are_measured_once_and_a_failure_is_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "KEPT", tmp_path)
     calls = []
@@ -402,9 +448,24 @@ def test_bad_input_is_named():
         (Plan(names=["V"], changes={"iteratons": 1}), "perhaps you mean 'iterations'"),
         (Plan(names=["V"], datasets=["lever-cd"]), "perhaps you mean 'levir-cd'"),
         (Plan(names=["I"], changes={"recipe": "paper"}), "recipe 'paper' is for dsfer-net"),
+        (
+            Plan(names=["II"], models=["bitt"]),
+            "models: unknown model 'bitt'; perhaps you mean 'bit'",
+        ),
+        (Plan(names=["III"], models=["bit"]), "models: no row of table III is a network"),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):
             plan.entries()
+
+
+def test_the_flow_passes_networks_on_to_the_command(monkeypatch):
+    ran = []
+    monkeypatch.setattr(flows, "run_module", lambda module, options: ran.append(options))
+    flows.benchmark.fn(tables=("II",), models=("bit", "vct"))
+    assert ran[0][-2:] == ["--model=bit", "--model=vct"]
+    with pytest.raises(ConfigError, match="unknown model 'bitt'"):
+        flows.benchmark.fn(tables=("II",), models=("bitt",))
+    assert len(ran) == 1
 
 
 def test_options_of_the_command_line():
