@@ -120,11 +120,14 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
         costs = measure_costs(plan.pairs, plan.models) if "II" in entries else []
         if cells:
             run_cells(cells.values(), jobs, LAST_STAGE)
-    outcomes = read_outcomes(cells)
+    days = finished()
+    outcomes = {name: _outcome(cell, name in days) for name, cell in cells.items()}
     missing: list[str] = []
     for name, rows in entries.items():
         if rows:
-            records = pd.DataFrame([line for row in rows for line in records_of(row, outcomes)])
+            records = pd.DataFrame(
+                [line for row in rows for line in records_of(row, outcomes, days)]
+            )
             sheets = score_sheets(records, rows, outcomes, plan)
         else:
             records = pd.DataFrame(costs)
@@ -142,13 +145,8 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
         )
 
 
-def read_outcomes(cells: dict[str, Cell]) -> dict[str, Outcome]:
-    """Scores of the cells by name, or why there are none."""
-    done = finished()
-    return {name: _outcome(cell, name in done) for name, cell in cells.items()}
-
-
 def _outcome(cell: Cell, done: bool) -> Outcome:
+    """The scores of a cell, or why there are none."""
     try:
         return read_metrics(cell) if done else missing_reason(cell)
     except DataError as error:

@@ -5,7 +5,7 @@ A record is one measure of one row on one data set; a sheet is a table of text w
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ MADE = ("split", "tiles", "recipe", "iterations", "device")
 
 NOT_PUBLISHED = "not published"
 """In place of the paper's figure, in rows that the paper does not have."""
+
+PROTOCOL = "isolated tiles"
+"""How every table of scores is measured."""
 
 MARK = "†"
 """Behind what lacks seeds; the notes say why."""
@@ -121,12 +124,15 @@ def record(
     }
 
 
-def records_of(entry: Entry, outcomes: Mapping[str, Outcome]) -> list[dict[str, object]]:
+def records_of(
+    entry: Entry, outcomes: Mapping[str, Outcome], days: Mapping[str, date]
+) -> list[dict[str, object]]:
     """The measures of a row on one data set over its seeds, isolated tiles.
 
     Args:
         entry: the row.
         outcomes: by name of the experiment.
+        days: on which those that have scores were measured, by name of the experiment.
     """
     found = {cell.settings.params.seed: outcomes[cell.name] for cell in entry.cells}
     scores = {seed: outcome for seed, outcome in found.items() if isinstance(outcome, Metrics)}
@@ -135,7 +141,10 @@ def records_of(entry: Entry, outcomes: Mapping[str, Outcome]) -> list[dict[str, 
     published = paper_figures(entry.table, entry.key)
     same_data = entry.dataset in published and data.as_published
     beside = OTHER_DATA if published and not same_data else ""
+    dated = [days[cell.name] for cell in entry.cells if cell.settings.params.seed in scores]
     made = {
+        "date": _range(dated),
+        "protocol": PROTOCOL,
         "split": listed(m.split_hash for m in scores.values()),
         "recipe": listed(m.recipe for m in scores.values()),
         "iterations": listed(m.iterations for m in scores.values()),
@@ -165,6 +174,16 @@ def listed(values: Iterable[object]) -> str:
     return ", ".join(dict.fromkeys(map(str, values)))
 
 
+def _range(days: Sequence[date]) -> str:
+    """A day, or the first and the last of several; empty for none."""
+    return " to ".join(str(day) for day in sorted({min(days), max(days)})) if days else ""
+
+
+def _days(records: pd.DataFrame) -> list[str]:
+    """On which days rows were measured, each once."""
+    return [str(day) for day in records["date"].unique() if day]
+
+
 def score_caption(
     records: pd.DataFrame, seeds: Sequence[int], changes: Mapping[str, object]
 ) -> str:
@@ -177,13 +196,15 @@ def score_caption(
     """
     made = {name: listed(filter(None, records[name])) or "none" for name in MADE}
     changed = ", ".join(f"{key}: {value}" for key, value in changes.items())
+    days = _days(records)
+    measured = days[0] if len(days) == 1 else "days as in the table" if days else "not measured"
     return " ".join(
         [
-            f"Change class of the test split {made['split']} in percent, {made['tiles']} isolated "
-            f"tiles. Recipe {made['recipe']}; {made['iterations']} iterations; seed "
+            f"Change class of the test split {made['split']} in percent, {made['tiles']} "
+            f"{PROTOCOL}. Recipe {made['recipe']}; {made['iterations']} iterations; seed "
             f"{listed(seeds)}{'; ± is one standard deviation over seeds' * (len(seeds) > 1)}.",
             f"Other than in params.yaml: {changed}." if changed else "",
-            f"{made['device']}; {stamp()}.",
+            f"{made['device']}; {measured}; commit {commit(Path())}.",
             _beside(records),
         ]
     ).replace("  ", " ")
@@ -199,16 +220,11 @@ def _beside(records: pd.DataFrame) -> str:
     )
 
 
-def stamp() -> str:
-    """Today's date and the commit."""
-    return f"{datetime.now(UTC):%Y-%m-%d}, commit {commit(Path())}"
-
-
 def score_sheet(records: pd.DataFrame, caption: str) -> Sheet:
     """Print records of one table on one data set.
 
     A line is a row; each measure has our figure, the paper's, and the difference where the two are
-    comparable.
+    comparable. Where rows are not of the same day, the last column says of which.
 
     Args:
         records: as `record` makes them.
@@ -226,6 +242,9 @@ def score_sheet(records: pd.DataFrame, caption: str) -> Sheet:
             columns[heading, f"paper, {beside}" if beside else "paper"] = figures
         if part["difference"].notna().any():
             columns[heading, "Δ"] = part["difference"].map(lambda d: _number(d, "+.2f"))
+    if len(_days(records)) > 1:
+        by_row = records.drop_duplicates("row").set_index("row")["date"]
+        columns["measured on", ""] = by_row.map(lambda day: day or _number(None))
     lines = records.to_dict("records")
     whys = [(line["row"], line["why"]) for line in lines if line["why"]]
     whys += [

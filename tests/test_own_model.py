@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.project import ROOT, commit, copy_project, dvc, environment
+from tests.project import ROOT, commit, copy_project, dvc, environment, run
 from tests.test_methods import TINY, configure, prepared  # noqa: F401 - a fixture
 
 PAGE = (ROOT / "docs/own-model.md").read_text(encoding="utf-8")
@@ -89,11 +89,22 @@ def test_a_file_and_a_line_put_a_network_through_the_stages(own_project):
     assert "recipe small-net" in shown and "default of small-net" in shown
 
 
+def date_back(folder: Path, experiment: str, when: str) -> None:
+    """Give the commit of an experiment another date."""
+    names = f"refs/exps/*/*/{experiment}"
+    (ref,) = run(folder, "git", "for-each-ref", "--format=%(refname)", names).split()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_COMMITTER_DATE", when)
+        made = run(folder, "git", "commit-tree", f"{ref}^{{tree}}", "-p", f"{ref}^", "-m", "then")
+    run(folder, "git", "update-ref", ref, made.strip())
+
+
 def test_its_name_gives_it_a_row_of_table_i(own_project):
     """From a finished experiment; the paper's rows, which are not run here, say so."""
     dvc(own_project, "commit", "--force", "--quiet")
     name = python(own_project, CELL).strip()
     dvc(own_project, "exp", "save", "--name", name)
+    date_back(own_project, name, "2026-11-20T23:30:00-0200")
     options = TABLE.replace("demo", TINY["dataset"]).split()
     assert options[:3] == ["I", "--model", "small-net"]
     python(own_project, BENCHMARK.format(options=options), status=1)
@@ -103,6 +114,7 @@ def test_its_name_gives_it_a_row_of_table_i(own_project):
     metrics = json.loads((out / "evaluation/metrics.json").read_text())
     assert own["mean"] == pytest.approx(metrics["tiles"]["F1"], rel=1e-5)
     assert (own["recipe"], own["experiments"]) == ("common", name) and pd.isna(own["paper"])
+    assert (own["date"], own["protocol"]) == ("2026-11-21", "isolated tiles")
     text = (own_project / "data/tables/table-I.md").read_text()
     f1 = f"{metrics['tiles']['F1']:.2f}"
     assert re.search(rf"\| small-net +\|.* {f1} \| +not published \|", text)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from datetime import date, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,8 @@ from pipeline.tables import entries_of, load_tables, paper_figures
 from pipeline.typeset import html, latex, markdown, write_document
 from tests.pages import addresses
 
+DAY = date(2026, 11, 24)
+
 
 @pytest.fixture(autouse=True)
 def no_commit(monkeypatch):
@@ -39,6 +42,12 @@ def scores(f1, **changes):
     ).model_copy(update=changes)  # fmt: skip
 
 
+def records_for(entries, outcomes, **days):
+    """Records of rows, all cells of one day but for those named."""
+    days = dict.fromkeys(outcomes, DAY) | days
+    return pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes, days)])
+
+
 def measured(name, dataset, outcome_of, seeds=(0, 1)):
     """Records of a table whose cells came out as `outcome_of(row, seed)`."""
     entries = entries_of(name, [dataset], seeds, {})
@@ -47,7 +56,7 @@ def measured(name, dataset, outcome_of, seeds=(0, 1)):
         for entry in entries
         for cell in entry.cells
     }
-    return pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes)])
+    return records_for(entries, outcomes)
 
 
 def sheet_of(records, seeds=(0, 1)):
@@ -81,7 +90,7 @@ def test_a_network_that_the_paper_lacks_has_rows_without_its_figures(monkeypatch
     own = entries["I"][-1].cells[0].settings
     assert (own.params.model, own.recipe_name) == ("small-net", "common")
     outcomes = {entry.cells[0].name: scores(91.0) for entry in entries["I"]}
-    records = pd.DataFrame([line for row in entries["I"] for line in records_of(row, outcomes)])
+    records = records_for(entries["I"], outcomes)
     sheet = sheet_of(records, (0,))
     assert sheet.frame.loc["small-net", "F1"].to_dict() == {
         "ours": "91.00", "paper": "not published", "Δ": "—",
@@ -110,12 +119,35 @@ def test_mean_and_spread_stand_beside_the_paper_and_the_difference():
     }  # fmt: skip
     assert sheet.frame.loc["BiT", ("F1", "Δ")] == "+2.31"
     for stamp in ("026d67e1be7f", "64 isolated tiles", "Recipe modern", "60 iterations",
-                  "seed 0, 1", "one standard deviation", "iterations: 60", "2 cores",
-                  "commit abc1234", "Δ: ours less the paper's"):  # fmt: skip
+                  "seed 0, 1", "one standard deviation", "iterations: 60",
+                  "2 cores; 2026-11-24; commit abc1234", "Δ: ours less the paper's"):  # fmt: skip
         assert stamp in sheet.caption
     line = records[(records["row"] == "BiT") & (records["measure"] == "F1")].iloc[0]
     assert (line["mean"], line["n"], line["paper"]) == (90.5, 2, 88.19)
     assert line["sd"] == pytest.approx(0.5**0.5) and len(line["experiments"].split()) == 2
+
+
+def test_the_day_is_that_of_the_measurement():
+    """Seed 1 of BiT is of the next day; VcT has no result."""
+    entries = entries_of("I", ["levir-cd"], [0, 1], {})
+    cells = {(e.key, c.settings.params.seed): c.name for e in entries for c in e.cells}
+    outcomes = {
+        name: "not run" if key == "vct" else scores(90.0) for (key, _), name in cells.items()
+    }
+    records = records_for(entries, outcomes, **{cells["bit", 1]: DAY + timedelta(days=1)})
+    sheet = sheet_of(records)
+    assert sheet.frame["measured on"].to_dict() == dict.fromkeys(
+        (entry.label for entry in entries), "2026-11-24"
+    ) | {"BiT": "2026-11-24 to 2026-11-25", "VcT": "—"}
+    assert "2 cores; days as in the table; commit" in sheet.caption
+    text = markdown("T", [sheet], None)
+    assert re.search(r"\| IoU, Δ \| +measured on \|\n", text)
+    assert re.search(r"\| BiT +\|.*\| 2026-11-24 to 2026-11-25 \|\n", text)
+    assert records.groupby("key")["date"].first()[["bit", "vct"]].tolist() == [
+        "2026-11-24 to 2026-11-25", "",
+    ]  # fmt: skip
+    alike = sheet_of(measured("I", "levir-cd", lambda *_: scores(90.0)))
+    assert "measured on" not in alike.frame and "; 2026-11-24; commit" in alike.caption
 
 
 def test_one_seed_has_no_spread():
@@ -130,7 +162,7 @@ def test_one_seed_has_no_spread():
 def test_no_difference_is_given_where_the_data_are_others(dataset, changes):
     entries = entries_of("IV", [dataset], [0], changes)
     outcomes = {entry.cells[0].name: scores(75.0) for entry in entries}
-    records = pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes)])
+    records = records_for(entries, outcomes)
     assert records["difference"].isna().all()
     sheet = sheet_of(records, (0,))
     assert sheet.frame.loc["VGG-16", "F1"].to_dict() == {
@@ -190,7 +222,7 @@ def test_rows_of_other_splits_are_not_compared():
     outcomes = {
         e.cells[0].name: scores(50.0, split_hash=f"{i // 8}") for i, e in enumerate(entries)
     }
-    records = pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes)])
+    records = records_for(entries, outcomes)
     table, compared = benchmark.score_sheets(records, entries, outcomes, Plan())
     assert table.frame.loc["BiT", ("F1", "ours")] == "50.00"
     assert compared.frame.loc["all pairs", "Δ F1"] == "failed†"
@@ -268,7 +300,7 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
     monkeypatch.setattr(
         benchmark,
         "finished",
-        lambda: {cell.name for cell in ran if cell.settings.params.model not in failed},
+        lambda: {cell.name: DAY for cell in ran if cell.settings.params.model not in failed},
     )
     monkeypatch.setattr(benchmark, "missing_reason", lambda cell: "failed: no room.")
     monkeypatch.setattr(benchmark, "read_metrics", f1)
@@ -278,6 +310,9 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
         benchmark.benchmark(plan, 1, tmp_path)
     assert "FC-Siam" not in str(raised.value) and "real" not in str(raised.value)
     assert len(ran) == 9
+    table = pd.read_csv(tmp_path / "table-I.csv", keep_default_na=False).groupby("row")
+    assert table["date"].first()[["VcT", "BiT"]].tolist() == ["2026-11-24", ""]
+    assert set(table["protocol"].first()) == {"isolated tiles"}
     text = (tmp_path / "table-I.md").read_text()
     assert re.search(r"\| BiT +\| +failed† \|", text)
     assert re.search(r"\| VcT less Dsfer-Net +\| +−4\.29 \|.* yes \|", text)
