@@ -195,15 +195,17 @@ def _significance(entries: Sequence[Entry], outcomes: dict[str, Outcome]) -> lis
 
 
 def write_table(name: Name, records: pd.DataFrame, sheets: Sequence[Sheet], out: Path) -> None:
-    """Write one table in all formats."""
+    """Write one table in all formats; numbers of sheets that it no longer has are removed."""
     stem, picture = f"table-{name}", None
     if name == "V":
         picture = stem
         write_plot(out, stem, records)
     write_csv(records, out / f"{stem}.csv")
-    for sheet in sheets:
-        if sheet.numbers is not None:
-            write_csv(sheet.numbers, out / f"{sheet.key}.csv")
+    numbers = {out / f"{each.key}.csv": each.numbers for each in sheets if each.numbers is not None}
+    for path, table in numbers.items():
+        write_csv(table, path)
+    for path in set(out.glob(f"{stem}-*-significance.csv")) - numbers.keys():
+        path.unlink()
     write_document(out, stem, f"Table {name}. {load_tables()[name].title}", sheets, picture)
 
 

@@ -320,8 +320,12 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
         "table-I.md", "table-I.tex", "table-I.html", "table-I.csv", "table-I-demo-significance.csv",
     }  # fmt: skip
     failed, gone = set(), True
+    others = [tmp_path / f"table-{name}-demo-significance.csv" for name in ("I-folder", "II")]
+    for path in others:
+        path.write_text("former")
     with pytest.raises(BenchmarkError, match=r"real, demo: is not in DVC's cache"):
         benchmark.benchmark(plan, 1, tmp_path)
+    assert {path.name for path in tmp_path.glob("*-significance.csv")} == {others[1].name}
     text = (tmp_path / "table-I.md").read_text()
     assert re.search(r"\| BiT +\| +80\.00 \|", text) and "† is not in DVC's cache" in text
 
