@@ -31,6 +31,9 @@ HEADINGS = {
 }
 """Of measures that are not in percent."""
 
+ANY_DATA = "parameters"
+"""A measure that does not depend on data: the paper's figure is comparable everywhere."""
+
 MADE = ("split", "tiles", "recipe", "iterations", "device")
 """What records tell of how they were made."""
 
@@ -157,7 +160,8 @@ def records_of(
         values = {seed: _measured(metrics, measure) for seed, metrics in scores.items()}
         without = listed(seed for seed, value in values.items() if np.isnan(value))
         valued = [value for value in values.values() if not np.isnan(value)]
-        line = record(entry.table, entry.key, entry.dataset, measure, valued, beside, why, without)
+        other = "" if measure == ANY_DATA else beside
+        line = record(entry.table, entry.key, entry.dataset, measure, valued, other, why, without)
         records.append(line | made)
     return records
 
@@ -214,9 +218,10 @@ def _beside(records: pd.DataFrame) -> str:
     printed = records[records["paper"].notna()]
     if not printed["beside"].any():
         return "Δ: ours less the paper's."
+    but = ", but for the number of parameters" if (printed["measure"] == ANY_DATA).any() else ""
     return (
         f"The paper's figures are of {listed(printed['paper_dataset'])} as published, other data "
-        "than here: no difference is given."
+        f"than here: no difference is given{but}."
     )
 
 

@@ -163,12 +163,18 @@ def test_no_difference_is_given_where_the_data_are_others(dataset, changes):
     entries = entries_of("IV", [dataset], [0], changes)
     outcomes = {entry.cells[0].name: scores(75.0) for entry in entries}
     records = records_for(entries, outcomes)
-    assert records["difference"].isna().all()
+    lines = records.set_index(["key", "measure"])
+    assert lines.loc[(slice(None), ["F1", "OA"]), "difference"].isna().all()
     sheet = sheet_of(records, (0,))
     assert sheet.frame.loc["VGG-16", "F1"].to_dict() == {
         "ours": "75.00", "paper, other data": "90.76",
     }  # fmt: skip
-    assert "of levir-cd as published, other data than here" in sheet.caption
+    assert "of levir-cd as published, other data than here: no difference" in sheet.caption
+    assert sheet.caption.endswith("is given, but for the number of parameters.")
+    assert lines.loc[("vgg16", "parameters"), "beside"] == ""
+    assert sheet.frame.loc["VGG-16", "Parameters, million"].to_dict() == {
+        "ours": "2.33", "paper": "34.08", "Δ": "−31.75",
+    }  # fmt: skip
 
 
 def test_what_is_missing_is_never_filled_and_says_why():
