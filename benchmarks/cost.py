@@ -49,13 +49,17 @@ def main(
     batches: Annotated[list[int] | None, typer.Option(help="batch sizes to try")] = None,
     rounds: int = 3 if torch.cuda.is_available() else 2,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
-    only: Annotated[list[str] | None, typer.Option(help="networks, all by default")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="networks, those of Table II by default")
+    ] = None,
+    add: Annotated[list[str] | None, typer.Option(help="further networks")] = None,
     json: Annotated[Path | None, typer.Option(help="also write the numbers to this file")] = None,
 ) -> None:
     """Render tiles, then time every network in turn."""
     where = torch.device(device)
     report = Report(where, json)
-    networks = {name: build(name, size, where) for name in only or load_published().cost}
+    names = [*(only or load_published().cost), *(add or ())]
+    networks = {name: build(name, size, where) for name in names}
     sizes = batches or ([16, 64, 128] if where.type == "cuda" else [4])
     with demo_tiles(max(tiles, pairs), size) as data:
         loops = compare(
@@ -90,7 +94,7 @@ def main(
 def build(name: str, size: int, device: torch.device) -> nn.Module:
     """A network in evaluation mode, in the variant that Table II counts."""
     if name not in MODELS:
-        raise SystemExit(f"--only {name}: no such network{did_you_mean(name, MODELS)}")
+        raise SystemExit(f"{name}: no such network{did_you_mean(name, MODELS)}")
     torch.manual_seed(0)
     options = dict(MODELS[name].variants.get(variant_of(name) or "", {}))
     if name == "dsfer-net":
@@ -99,8 +103,9 @@ def build(name: str, size: int, device: torch.device) -> nn.Module:
 
 
 def variant_of(name: str) -> str | None:
-    """The variant that Table II is of."""
-    return next((v for v in MODELS[name].variants if v in COMPARED), None)
+    """The variant that Table II is of; the default of a network that it does not have."""
+    variants = MODELS[name].variants
+    return next((v for v in variants if v in COMPARED), next(iter(variants), None))
 
 
 def test_loop(model: nn.Module, data: DemoTiles, device: torch.device, pairs: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
     python -m pipeline.benchmark I III --dataset demo --seeds 0,1,2 --jobs 2 -S iterations=60
 
+A network that the paper does not have gets a row of Tables I and II by `--model`.
+
 Every cell is a DVC experiment in its queue (Table II: a run of `benchmarks/cost.py`). Cells that
 are finished are read, also those that another table shares; one that fails is reported and stops
 no other (Table II, being one run, fails as a whole); a run that was killed at any moment goes on
@@ -38,7 +40,7 @@ from pipeline.sheets import (
     uncompared_sheet,
 )
 from pipeline.stages import run
-from pipeline.tables import Entry, Name, entries_of, load_tables, table_names
+from pipeline.tables import Entry, Name, check_models, entries_of, load_tables, table_names
 from pipeline.typeset import write_document
 
 LAST_STAGE = "evaluate"
@@ -64,6 +66,7 @@ class Plan:
         seeds: of training, each once.
         changes: what else differs from `params.yaml`, by key.
         pairs: of Table II's test loop; None for the number of `benchmarks/cost.py`.
+        models: networks that have a row in Tables I and II, too.
     """
 
     names: Sequence[str] = get_args(Name)
@@ -71,13 +74,14 @@ class Plan:
     seeds: Sequence[int] = (0,)
     changes: dict[str, Any] = field(default_factory=dict)
     pairs: int | None = None
+    models: Sequence[str] = ()
 
     def entries(self) -> dict[Name, list[Entry]]:
         """The rows of each table, on each data set; none of Table II.
 
         Raises:
-            ConfigError: no table, or an unknown one; no seed, or one twice; or a cell's parameters
-                are impossible.
+            ConfigError: no table, or an unknown one; no seed, or one twice; an unknown network; or
+                a cell's parameters are impossible.
         """
         if not self.names:
             raise ConfigError("none is given", where="tables", mend="choose of I to V")
@@ -87,12 +91,13 @@ class Plan:
                 where="seeds",
                 mend="give them as 0,1,2",
             )
-        datasets = list(dict.fromkeys(self.datasets))
+        datasets, names = list(dict.fromkeys(self.datasets)), table_names(self.names)
+        check_models(self.models, names)
         return {
-            name: entries_of(name, datasets, self.seeds, self.changes)
+            name: entries_of(name, datasets, self.seeds, self.changes, self.models)
             if load_tables()[name].datasets
             else []
-            for name in table_names(self.names)
+            for name in names
         }
 
 
@@ -112,14 +117,17 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
     entries = plan.entries()
     cells = {cell.name: cell for rows in entries.values() for row in rows for cell in row.cells}
     with queue_held("a benchmark"):
-        costs = measure_costs(plan.pairs) if "II" in entries else []
+        costs = measure_costs(plan.pairs, plan.models) if "II" in entries else []
         if cells:
             run_cells(cells.values(), jobs, LAST_STAGE)
-    outcomes = read_outcomes(cells)
+    days = finished()
+    outcomes = {name: _outcome(cell, name in days) for name, cell in cells.items()}
     missing: list[str] = []
     for name, rows in entries.items():
         if rows:
-            records = pd.DataFrame([line for row in rows for line in records_of(row, outcomes)])
+            records = pd.DataFrame(
+                [line for row in rows for line in records_of(row, outcomes, days)]
+            )
             sheets = score_sheets(records, rows, outcomes, plan)
         else:
             records = pd.DataFrame(costs)
@@ -137,13 +145,8 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
         )
 
 
-def read_outcomes(cells: dict[str, Cell]) -> dict[str, Outcome]:
-    """Scores of the cells by name, or why there are none."""
-    done = finished()
-    return {name: _outcome(cell, name in done) for name, cell in cells.items()}
-
-
 def _outcome(cell: Cell, done: bool) -> Outcome:
+    """The scores of a cell, or why there are none."""
     try:
         return read_metrics(cell) if done else missing_reason(cell)
     except DataError as error:
@@ -192,15 +195,17 @@ def _significance(entries: Sequence[Entry], outcomes: dict[str, Outcome]) -> lis
 
 
 def write_table(name: Name, records: pd.DataFrame, sheets: Sequence[Sheet], out: Path) -> None:
-    """Write one table in all formats."""
+    """Write one table in all formats; numbers of sheets that it no longer has are removed."""
     stem, picture = f"table-{name}", None
     if name == "V":
         picture = stem
         write_plot(out, stem, records)
     write_csv(records, out / f"{stem}.csv")
-    for sheet in sheets:
-        if sheet.numbers is not None:
-            write_csv(sheet.numbers, out / f"{sheet.key}.csv")
+    numbers = {out / f"{each.key}.csv": each.numbers for each in sheets if each.numbers is not None}
+    for path, table in numbers.items():
+        write_csv(table, path)
+    for path in set(out.glob(f"{stem}-*-significance.csv")) - numbers.keys():
+        path.unlink()
     write_document(out, stem, f"Table {name}. {load_tables()[name].title}", sheets, picture)
 
 
@@ -260,11 +265,15 @@ def _main(
         list[str] | None, typer.Option("--set", "-S", help="Parameters, as iterations=60.")
     ] = None,
     pairs: Annotated[int | None, typer.Option(min=1, help="Of Table II's test loop.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Networks that have a row in I and II, too.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the tables.")] = OUT,
 ) -> None:
     """Measure tables of the paper, and set its figures beside ours."""
     changes = parse_changes(set_ or [])
-    plan = Plan(tables or get_args(Name), dataset or (), parse_seeds(seeds), changes, pairs)
+    names, numbers = tables or get_args(Name), parse_seeds(seeds)
+    plan = Plan(names, dataset or (), numbers, changes, pairs, model or ())
     benchmark(plan, jobs, out)
 
 

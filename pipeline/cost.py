@@ -5,6 +5,7 @@ reads it.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ from dsfer.files import atomic_path, read_json
 from pipeline.commands import Command
 from pipeline.results import Stored
 from pipeline.sheets import listed, record
-from pipeline.tables import load_tables
+from pipeline.tables import load_tables, row_keys
 from pipeline.workspace import commit, experiment_name
 
 KEPT = Path(".dvc/tmp/tables")
@@ -67,25 +68,29 @@ class Costs(Stored):
     rows: list[Cost]
 
 
-def measure_costs(pairs: int | None) -> list[dict[str, object]]:
+def measure_costs(pairs: int | None, models: Sequence[str] = ()) -> list[dict[str, object]]:
     """The records of Table II; what was measured before is read.
 
     Args:
         pairs: of the test loop; None for the benchmark's own number.
+        models: networks that have a row, too.
     """
-    found = measure(pairs)
-    return [line for key in load_tables()["II"].rows for line in cost_records(key, found)]
+    keys = row_keys("II", models)
+    found = measure(pairs, keys[len(load_tables()["II"].rows) :])
+    return [line for key in keys for line in cost_records(key, found)]
 
 
-def measure(pairs: int | None) -> Costs | str:
+def measure(pairs: int | None, added: Sequence[str] = ()) -> Costs | str:
     """Measure all networks in turn, or read what was measured before; or say why that failed.
 
     Args:
         pairs: of the test loop; None for the benchmark's own number.
+        added: networks that the paper's Table II does not have.
     """
     import torch  # seconds to load, and flows that measure nothing import this module
 
     options = [] if pairs is None else ["--pairs", str(pairs)]
+    options += [f"--add={name}" for name in sorted(added)]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     made = {"options": options, "torch": torch.__version__, "gpus": gpus}
     kept = KEPT / f"{experiment_name('cost', Path(), made)}.json"

@@ -291,6 +291,7 @@ def benchmark(
     changes: dict[str, Any] | None = None,
     jobs: Jobs = 1,
     pairs: Pairs | None = None,
+    models: tuple[str, ...] = (),
     out: str = str(OUT),
 ) -> None:
     """Tables of the paper, our figures beside its own, as experiments in DVC's queue.
@@ -302,15 +303,17 @@ def benchmark(
         changes: what else differs from params.yaml, as {"recipe": "common"}.
         jobs: experiments to run at a time.
         pairs: of Table II's test loop.
+        models: networks that have a row in Tables I and II, too.
         out: folder for the tables, each of which is also shown as an artifact.
     """
     changes = changes or {}
-    Plan(tables, datasets, seeds, changes, pairs).entries()
+    Plan(tables, datasets, seeds, changes, pairs, models).entries()
     check_jobs(jobs)
     options = [*tables, "--seeds", ",".join(map(str, seeds)), "--jobs", str(jobs), "--out", out]
     options += [f"--dataset={name}" for name in datasets]
     options += [f"--set={key}={json.dumps(value)}" for key, value in changes.items()]
     options += [f"--pairs={pairs}"] if pairs else []
+    options += [f"--model={name}" for name in models]
     started = time.time()
     with end_with_worker():
         try:

@@ -5,7 +5,7 @@ A record is one measure of one row on one data set; a sheet is a table of text w
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.results import Metrics
-from pipeline.tables import Entry, Name, load_tables, paper_figures
+from pipeline.tables import Entry, Name, load_tables, paper_figures, row_of
 from pipeline.workspace import commit
 
 Outcome = Metrics | str
@@ -31,8 +31,17 @@ HEADINGS = {
 }
 """Of measures that are not in percent."""
 
+ANY_DATA = "parameters"
+"""A measure that does not depend on data: the paper's figure is comparable everywhere."""
+
 MADE = ("split", "tiles", "recipe", "iterations", "device")
 """What records tell of how they were made."""
+
+NOT_PUBLISHED = "not published"
+"""In place of the paper's figure, in rows that the paper does not have."""
+
+PROTOCOL = "isolated tiles"
+"""How every table of scores is measured."""
 
 MARK = "†"
 """Behind what lacks seeds; the notes say why."""
@@ -98,13 +107,13 @@ def record(
     """
     by_dataset = paper_figures(name, key)
     source = dataset if dataset in by_dataset else "levir-cd"
-    paper = by_dataset[source].get(measure)
+    paper = by_dataset.get(source, {}).get(measure)
     mean = float(np.mean(values)) if len(values) else None
     return {
         "table": name,
         "dataset": dataset,
         "key": key,
-        "row": load_tables()[name].rows[key].label,
+        "row": row_of(name, key).label,
         "measure": measure,
         "mean": mean,
         "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
@@ -118,20 +127,27 @@ def record(
     }
 
 
-def records_of(entry: Entry, outcomes: Mapping[str, Outcome]) -> list[dict[str, object]]:
+def records_of(
+    entry: Entry, outcomes: Mapping[str, Outcome], days: Mapping[str, date]
+) -> list[dict[str, object]]:
     """The measures of a row on one data set over its seeds, isolated tiles.
 
     Args:
         entry: the row.
         outcomes: by name of the experiment.
+        days: on which those that have scores were measured, by name of the experiment.
     """
     found = {cell.settings.params.seed: outcomes[cell.name] for cell in entry.cells}
     scores = {seed: outcome for seed, outcome in found.items() if isinstance(outcome, Metrics)}
     why = "; ".join(f"seed {seed} {o}" for seed, o in found.items() if isinstance(o, str))
     data = entry.cells[0].settings.data
-    known = entry.dataset in paper_figures(entry.table, entry.key)
-    beside = "" if known and data.as_published else OTHER_DATA
+    published = paper_figures(entry.table, entry.key)
+    same_data = entry.dataset in published and data.as_published
+    beside = OTHER_DATA if published and not same_data else ""
+    dated = [days[cell.name] for cell in entry.cells if cell.settings.params.seed in scores]
     made = {
+        "date": _range(dated),
+        "protocol": PROTOCOL,
         "split": listed(m.split_hash for m in scores.values()),
         "recipe": listed(m.recipe for m in scores.values()),
         "iterations": listed(m.iterations for m in scores.values()),
@@ -144,7 +160,8 @@ def records_of(entry: Entry, outcomes: Mapping[str, Outcome]) -> list[dict[str, 
         values = {seed: _measured(metrics, measure) for seed, metrics in scores.items()}
         without = listed(seed for seed, value in values.items() if np.isnan(value))
         valued = [value for value in values.values() if not np.isnan(value)]
-        line = record(entry.table, entry.key, entry.dataset, measure, valued, beside, why, without)
+        other = "" if measure == ANY_DATA else beside
+        line = record(entry.table, entry.key, entry.dataset, measure, valued, other, why, without)
         records.append(line | made)
     return records
 
@@ -161,6 +178,16 @@ def listed(values: Iterable[object]) -> str:
     return ", ".join(dict.fromkeys(map(str, values)))
 
 
+def _range(days: Sequence[date]) -> str:
+    """A day, or the first and the last of several; empty for none."""
+    return " to ".join(str(day) for day in sorted({min(days), max(days)})) if days else ""
+
+
+def _days(records: pd.DataFrame) -> list[str]:
+    """On which days rows were measured, each once."""
+    return [str(day) for day in records["date"].unique() if day]
+
+
 def score_caption(
     records: pd.DataFrame, seeds: Sequence[int], changes: Mapping[str, object]
 ) -> str:
@@ -173,13 +200,15 @@ def score_caption(
     """
     made = {name: listed(filter(None, records[name])) or "none" for name in MADE}
     changed = ", ".join(f"{key}: {value}" for key, value in changes.items())
+    days = _days(records)
+    measured = days[0] if len(days) == 1 else "days as in the table" if days else "not measured"
     return " ".join(
         [
-            f"Change class of the test split {made['split']} in percent, {made['tiles']} isolated "
-            f"tiles. Recipe {made['recipe']}; {made['iterations']} iterations; seed "
+            f"Change class of the test split {made['split']} in percent, {made['tiles']} "
+            f"{PROTOCOL}. Recipe {made['recipe']}; {made['iterations']} iterations; seed "
             f"{listed(seeds)}{'; ± is one standard deviation over seeds' * (len(seeds) > 1)}.",
             f"Other than in params.yaml: {changed}." if changed else "",
-            f"{made['device']}; {stamp()}.",
+            f"{made['device']}; {measured}; commit {commit(Path())}.",
             _beside(records),
         ]
     ).replace("  ", " ")
@@ -189,22 +218,18 @@ def _beside(records: pd.DataFrame) -> str:
     printed = records[records["paper"].notna()]
     if not printed["beside"].any():
         return "Δ: ours less the paper's."
+    but = ", but for the number of parameters" if (printed["measure"] == ANY_DATA).any() else ""
     return (
         f"The paper's figures are of {listed(printed['paper_dataset'])} as published, other data "
-        "than here: no difference is given."
+        f"than here: no difference is given{but}."
     )
-
-
-def stamp() -> str:
-    """Today's date and the commit."""
-    return f"{datetime.now(UTC):%Y-%m-%d}, commit {commit(Path())}"
 
 
 def score_sheet(records: pd.DataFrame, caption: str) -> Sheet:
     """Print records of one table on one data set.
 
     A line is a row; each measure has our figure, the paper's, and the difference where the two are
-    comparable.
+    comparable. Where rows are not of the same day, the last column says of which.
 
     Args:
         records: as `record` makes them.
@@ -214,13 +239,17 @@ def score_sheet(records: pd.DataFrame, caption: str) -> Sheet:
     columns: dict[tuple[str, str], pd.Series] = {}
     for measure, part in records.groupby("measure", sort=False):
         part = part.set_index("row").rename_axis(None)
-        heading, beside = HEADINGS.get(str(measure), str(measure)), part["beside"].iloc[0]
+        heading, printed = HEADINGS.get(str(measure), str(measure)), part["paper"].notna()
         columns[heading, "ours"] = part.apply(_ours, axis=1)
-        if part["paper"].notna().any():
-            paper = f"paper, {beside}" if beside else "paper"
-            columns[heading, paper] = part["paper"].map(_number)
+        if printed.any():
+            beside = part.loc[printed, "beside"].iloc[0]
+            figures = part["paper"].map(_number).where(printed, NOT_PUBLISHED)
+            columns[heading, f"paper, {beside}" if beside else "paper"] = figures
         if part["difference"].notna().any():
             columns[heading, "Δ"] = part["difference"].map(lambda d: _number(d, "+.2f"))
+    if len(_days(records)) > 1:
+        by_row = records.drop_duplicates("row").set_index("row")["date"]
+        columns["measured on", ""] = by_row.map(lambda day: day or _number(None))
     lines = records.to_dict("records")
     whys = [(line["row"], line["why"]) for line in lines if line["why"]]
     whys += [

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 from pydantic import Field
 
 from dsfer.errors import ConfigError
+from dsfer.models import MODELS
 from pipeline.cells import Cell, make_cell
 from pipeline.frozen import Frozen, did_you_mean, parse, read_sections
 from pipeline.published import load_published
@@ -15,6 +16,9 @@ from pipeline.published import load_published
 TABLES = Path(__file__).with_name("tables.yaml")
 
 Name = Literal["I", "II", "III", "IV", "V"]
+
+OF_NETWORKS = ("I", "II")
+"""Tables whose rows are networks: any other network may have a row there, too."""
 
 
 class Row(Frozen):
@@ -93,8 +97,48 @@ def table_names(given: Sequence[str]) -> list[Name]:
     return [cast(Name, names[name.lower()]) for name in given]
 
 
+def check_models(models: Sequence[str], names: Sequence[Name]) -> None:
+    """Check the networks that somebody adds to tables.
+
+    Args:
+        models: names of networks.
+        names: of the tables.
+
+    Raises:
+        ConfigError: there is no such network, or none of the tables has rows of networks.
+    """
+    for model in models:
+        if model not in MODELS:
+            raise ConfigError(
+                f"unknown model '{model}'{did_you_mean(model, MODELS)}",
+                where="models",
+                mend="name one of dsfer.list_models(); docs/own-model.md adds one",
+            )
+    if models and not set(names) & set(OF_NETWORKS):
+        raise ConfigError(
+            f"no row of table {', '.join(names)} is a network",
+            where="models",
+            mend=f"name none, or add table {' or '.join(OF_NETWORKS)}",
+        )
+
+
+def row_keys(name: Name, models: Sequence[str] = ()) -> list[str]:
+    """Keys of a table's rows: the paper's, and further networks where rows are networks."""
+    added = models if name in OF_NETWORKS else ()
+    return list(dict.fromkeys([*load_tables()[name].rows, *added]))
+
+
+def row_of(name: Name, key: str) -> Row:
+    """A row by its key; a network that the table does not list is one by its name alone."""
+    return load_tables()[name].rows.get(key) or Row(label=key, set={"model": key})
+
+
 def entries_of(
-    name: Name, datasets: Sequence[str], seeds: Sequence[int], changes: dict[str, Any]
+    name: Name,
+    datasets: Sequence[str],
+    seeds: Sequence[int],
+    changes: dict[str, Any],
+    models: Sequence[str] = (),
 ) -> list[Entry]:
     """The rows of a table on each data set, with a cell a seed.
 
@@ -103,12 +147,14 @@ def entries_of(
         datasets: names of data sets; those of the paper where none are given.
         seeds: of training.
         changes: what else differs from `params.yaml`, by key.
+        models: networks that have a row, too, where rows are networks.
 
     Raises:
         ConfigError: parameters of a cell are impossible, or `changes` has what rows differ by.
     """
     table = load_tables()[name]
-    taken = {"dataset", "seed"}.union(*(row.changes for row in table.rows.values()))
+    rows = {key: row_of(name, key) for key in row_keys(name, models)}
+    taken = {"dataset", "seed"}.union(*(row.changes for row in rows.values()))
     for key in changes:
         if key in taken:
             raise ConfigError(
@@ -128,12 +174,14 @@ def entries_of(
             ),
         )
         for dataset in datasets or table.datasets
-        for key, row in table.rows.items()
+        for key, row in rows.items()
     ]
 
 
 def paper_figures(name: Name, key: str) -> dict[str, dict[str, float]]:
-    """What the paper prints in a row of a table, by data set and measure."""
+    """What the paper prints in a row of a table, by data set and measure; none of other rows."""
+    if key not in load_tables()[name].rows:
+        return {}
     paper = load_published()
     figures: dict[str, Any]
     match name:

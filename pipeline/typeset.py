@@ -82,7 +82,7 @@ def markdown(title: str, sheets: Sequence[Sheet], picture: str | None) -> str:
 def _one_level(column: Any) -> str:
     """A heading of one line, as Markdown has them: what is ours goes without saying."""
     parts = [column] if isinstance(column, str) else column
-    return ", ".join(part for part in parts if part != "ours")
+    return ", ".join(part for part in parts if part not in ("ours", ""))
 
 
 def latex(sheets: Sequence[Sheet], picture: str | None) -> str:

@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from tests.project import ROOT, commit, copy_project, environment
+from tests.project import ROOT, commit, copy_project, dvc, environment, run
 from tests.test_methods import TINY, configure, prepared  # noqa: F401 - a fixture
 
 PAGE = (ROOT / "docs/own-model.md").read_text(encoding="utf-8")
 MODULE, LINE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (RECIPE,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+TABLE, COST = re.findall(r"^    python -m pipeline.benchmark (.*)$", PAGE, re.MULTILINE)
 
 STAGES = """
 from pipeline.stages import evaluate, figures, report, train
@@ -23,34 +25,59 @@ for stage in (train, evaluate, figures, report):
     stage.main()
 """
 
+CELL = f"""
+from pipeline.tables import entries_of
 
-@pytest.fixture
-def own_project(prepared: Path, tmp_path: Path) -> Path:  # noqa: F811
-    """The project with the page's network in it, and prepared data."""
-    copy_project(tmp_path)
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "dsfer/models/small_net.py").write_text(MODULE)
-    catalog = tmp_path / "dsfer/models/__init__.py"
+*_, entry = entries_of("I", ["{TINY["dataset"]}"], [0], {{}}, ["small-net"])
+print(entry.cells[0].name)
+"""
+
+BENCHMARK = """
+import sys
+from pipeline import benchmark
+from pipeline.stages import run
+
+benchmark.run_cells = lambda *_: None  # the paper's nine would take minutes
+sys.argv[1:] = {options}
+run(benchmark.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """The project with the page's network in it, trained and scored on prepared data."""
+    folder = tmp_path_factory.mktemp("own")
+    copy_project(folder)
+    shutil.copytree(prepared, folder, dirs_exist_ok=True)
+    (folder / "dsfer/models/small_net.py").write_text(MODULE)
+    catalog = folder / "dsfer/models/__init__.py"
     before, after = catalog.read_text().split("MODELS = {\n")
     catalog.write_text(f"{before}MODELS = {{\n{LINE}{after}")
-    commit(tmp_path, "a network of one's own")
+    configure(folder, model="small-net")
+    commit(folder, "a network of one's own")
+    python(folder, STAGES)
+    return folder
+
+
+@pytest.fixture
+def own_project(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
-def python(folder: Path, code: str) -> str:
+def python(folder: Path, code: str, status: int = 0) -> str:
     """What a program prints that runs on the copy's code."""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, text=True, check=False,
         env=environment() | {"PYTHONPATH": str(folder)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == status, done.stdout
     return done.stdout
 
 
 def test_a_file_and_a_line_put_a_network_through_the_stages(own_project):
-    configure(own_project, model="small-net")
-    python(own_project, STAGES)
     out = own_project / "data" / TINY["dataset"] / "models/small-net"
     metrics = json.loads((out / "evaluation/metrics.json").read_text())
     assert (metrics["model"], metrics["recipe"]) == ("small-net", "common")
@@ -60,3 +87,54 @@ def test_a_file_and_a_line_put_a_network_through_the_stages(own_project):
     recipes.write_text(f"{recipes.read_text()}\n{RECIPE}")
     shown = python(own_project, "from pipeline.params import main; main()")
     assert "recipe small-net" in shown and "default of small-net" in shown
+
+
+def date_back(folder: Path, experiment: str, when: str) -> None:
+    """Give the commit of an experiment another date."""
+    names = f"refs/exps/*/*/{experiment}"
+    (ref,) = run(folder, "git", "for-each-ref", "--format=%(refname)", names).split()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_COMMITTER_DATE", when)
+        made = run(folder, "git", "commit-tree", f"{ref}^{{tree}}", "-p", f"{ref}^", "-m", "then")
+    run(folder, "git", "update-ref", ref, made.strip())
+
+
+def test_its_name_gives_it_a_row_of_table_i(own_project):
+    """From a finished experiment; the paper's rows, which are not run here, say so."""
+    dvc(own_project, "commit", "--force", "--quiet")
+    name = python(own_project, CELL).strip()
+    dvc(own_project, "exp", "save", "--name", name)
+    date_back(own_project, name, "2026-11-20T23:30:00-0200")
+    options = TABLE.replace("demo", TINY["dataset"]).split()
+    assert options[:3] == ["I", "--model", "small-net"]
+    python(own_project, BENCHMARK.format(options=options), status=1)
+    table = pd.read_csv(own_project / "data/tables/table-I.csv")
+    own = table[(table["row"] == "small-net") & (table["measure"] == "F1")].iloc[0]
+    out = own_project / "data" / TINY["dataset"] / "models/small-net"
+    metrics = json.loads((out / "evaluation/metrics.json").read_text())
+    assert own["mean"] == pytest.approx(metrics["tiles"]["F1"], rel=1e-5)
+    assert (own["recipe"], own["experiments"]) == ("common", name) and pd.isna(own["paper"])
+    assert (own["date"], own["protocol"]) == ("2026-11-21", "isolated tiles")
+    text = (own_project / "data/tables/table-I.md").read_text()
+    f1 = f"{metrics['tiles']['F1']:.2f}"
+    assert re.search(rf"\| small-net +\|.* {f1} \| +not published \|", text)
+    assert re.search(r"\| Dsfer-Net +\|.* not measured† \| +90\.76 \|", text)
+
+
+def test_its_cost_is_measured_for_table_ii(own_project):
+    assert COST == "II --model small-net"
+    measured = own_project / "cost.json"
+    options = (
+        "--only fc-ef-res --add small-net --size 64 --pairs 2 --tiles 2 --batches 2 --rounds 2"
+    )
+    code = f"""
+import sys
+from runpy import run_module
+
+sys.argv[1:] = {[*options.split(), "--json", str(measured)]}
+run_module("benchmarks.cost", run_name="__main__")
+"""
+    python(own_project, code)
+    rows = {row["model"]: row for row in json.loads(measured.read_text())["rows"]}
+    assert list(rows) == ["fc-ef-res", "small-net"]
+    assert rows["small-net"]["variant"] is None and rows["small-net"]["gmacs"] > 0

@@ -9,8 +9,9 @@ import torch
 
 import dsfer
 from dsfer import detector
-from dsfer.errors import ConfigError
+from dsfer.errors import CheckpointError, ConfigError
 from dsfer.files import read_json, write_json
+from dsfer.models import MODELS
 from dsfer.weights import Metadata, save_weights
 from pipeline.params import load_params
 from pipeline.results import read_figures
@@ -103,8 +104,38 @@ def test_networks_of_this_split_are_compared_in_the_paper_s_order(tiles, tmp_pat
     save(tmp_path, "fc-ef-res", tiles)
     save(tmp_path, "fc-siam-conc", tiles)
     save(tmp_path, "frnet", tiles, split_hash="of another", width=0.125)
-    settings = SimpleNamespace(folder=tmp_path, params=SimpleNamespace(model="fc-siam-conc"))
-    assert trained_methods(settings, tiles) == ["fc-ef-res", "dsfer-net", "fc-siam-conc"]
+    methods, left_out = trained_methods(settings_of(tmp_path, "fc-siam-conc"), tiles)
+    assert list(methods) == ["fc-ef-res", "dsfer-net", "fc-siam-conc"] and left_out == {}
+
+
+def settings_of(folder, model):
+    return SimpleNamespace(folder=folder, params=SimpleNamespace(model=model, device="cpu"))
+
+
+def of_schema(path, schema):
+    """Make a bundle look as if an earlier version had written it."""
+    write_json(path.with_suffix(".json"), read_json(path.with_suffix(".json")) | {"schema": schema})
+
+
+def test_others_that_cannot_be_loaded_are_left_out_and_named(tiles, tmp_path, monkeypatch, caplog):
+    """One of an earlier version, and one of a network that is no longer there."""
+    own = save(tmp_path, "fc-siam-conc", tiles)
+    of_schema(save(tmp_path, "fc-ef-res", tiles), 2)
+    monkeypatch.setitem(MODELS, "small-net", MODELS["fc-ef-res"])
+    save(tmp_path, "small-net", tiles)
+    monkeypatch.delitem(MODELS, "small-net")
+    settings = settings_of(tmp_path, "fc-siam-conc")
+    methods, left_out = trained_methods(settings, tiles)
+    assert list(methods) == ["fc-siam-conc"]
+    assert left_out == {
+        "fc-ef-res": "has schema 2, this version reads schema 3",
+        "small-net": "unknown model 'small-net'",
+    }
+    for name in left_out:
+        assert f"{name} is left out of the figures" in caplog.text
+    of_schema(own, 2)
+    with pytest.raises(CheckpointError, match="has schema 2"):
+        trained_methods(settings, tiles)
 
 
 def test_every_plate_is_drawn_and_read_back(tiles, tmp_path):

@@ -4,13 +4,15 @@ import json
 import re
 import shutil
 import subprocess
+from datetime import date, timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from dsfer.errors import ConfigError, DataError
-from pipeline import benchmark, cost, sheets
+from dsfer.models import MODELS, Method
+from pipeline import benchmark, cost, flows, sheets
 from pipeline.benchmark import BenchmarkError, Plan, parse_changes, parse_seeds
 from pipeline.cost import Costs, cost_caption, cost_records
 from pipeline.published import load_published
@@ -20,6 +22,8 @@ from pipeline.sheets import records_of, score_caption, score_sheet
 from pipeline.tables import entries_of, load_tables, paper_figures
 from pipeline.typeset import html, latex, markdown, write_document
 from tests.pages import addresses
+
+DAY = date(2026, 11, 24)
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +42,12 @@ def scores(f1, **changes):
     ).model_copy(update=changes)  # fmt: skip
 
 
+def records_for(entries, outcomes, **days):
+    """Records of rows, all cells of one day but for those named."""
+    days = dict.fromkeys(outcomes, DAY) | days
+    return pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes, days)])
+
+
 def measured(name, dataset, outcome_of, seeds=(0, 1)):
     """Records of a table whose cells came out as `outcome_of(row, seed)`."""
     entries = entries_of(name, [dataset], seeds, {})
@@ -46,7 +56,7 @@ def measured(name, dataset, outcome_of, seeds=(0, 1)):
         for entry in entries
         for cell in entry.cells
     }
-    return pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes)])
+    return records_for(entries, outcomes)
 
 
 def sheet_of(records, seeds=(0, 1)):
@@ -71,6 +81,25 @@ def test_every_row_of_every_table_has_its_figures_and_possible_parameters():
     assert paper_figures("V", "1")["cdd"] == {"F1": 95.17, "OA": 98.84}
 
 
+def test_a_network_that_the_paper_lacks_has_rows_without_its_figures(monkeypatch):
+    monkeypatch.setitem(MODELS, "small-net", Method("dsfer.models.small_net.SmallNet"))
+    plan = Plan(["I", "II", "III"], ["levir-cd"], models=["small-net", "bit", "small-net"])
+    entries = plan.entries()
+    assert [entry.key for entry in entries["I"]] == [*load_tables()["I"].rows, "small-net"]
+    assert {entry.key for entry in entries["III"]} == set(load_tables()["III"].rows)
+    own = entries["I"][-1].cells[0].settings
+    assert (own.params.model, own.recipe_name) == ("small-net", "common")
+    outcomes = {entry.cells[0].name: scores(91.0) for entry in entries["I"]}
+    records = records_for(entries["I"], outcomes)
+    sheet = sheet_of(records, (0,))
+    assert sheet.frame.loc["small-net", "F1"].to_dict() == {
+        "ours": "91.00", "paper": "not published", "Δ": "—",
+    }  # fmt: skip
+    assert sheet.frame.loc["Dsfer-Net", ("F1", "Δ")] == "+0.24"
+    line = records[records["row"] == "small-net"].iloc[0]
+    assert pd.isna(line["paper"]) and (line["paper_dataset"], line["beside"]) == ("", "")
+
+
 def test_cells_that_mean_the_same_are_one_experiment():
     """Dsfer-Net itself is a row of four tables."""
     own = {"I": "dsfer-net", "III": "base+cf+dsfr", "IV": "vgg16", "V": "0.1"}
@@ -90,12 +119,35 @@ def test_mean_and_spread_stand_beside_the_paper_and_the_difference():
     }  # fmt: skip
     assert sheet.frame.loc["BiT", ("F1", "Δ")] == "+2.31"
     for stamp in ("026d67e1be7f", "64 isolated tiles", "Recipe modern", "60 iterations",
-                  "seed 0, 1", "one standard deviation", "iterations: 60", "2 cores",
-                  "commit abc1234", "Δ: ours less the paper's"):  # fmt: skip
+                  "seed 0, 1", "one standard deviation", "iterations: 60",
+                  "2 cores; 2026-11-24; commit abc1234", "Δ: ours less the paper's"):  # fmt: skip
         assert stamp in sheet.caption
     line = records[(records["row"] == "BiT") & (records["measure"] == "F1")].iloc[0]
     assert (line["mean"], line["n"], line["paper"]) == (90.5, 2, 88.19)
     assert line["sd"] == pytest.approx(0.5**0.5) and len(line["experiments"].split()) == 2
+
+
+def test_the_day_is_that_of_the_measurement():
+    """Seed 1 of BiT is of the next day; VcT has no result."""
+    entries = entries_of("I", ["levir-cd"], [0, 1], {})
+    cells = {(e.key, c.settings.params.seed): c.name for e in entries for c in e.cells}
+    outcomes = {
+        name: "not run" if key == "vct" else scores(90.0) for (key, _), name in cells.items()
+    }
+    records = records_for(entries, outcomes, **{cells["bit", 1]: DAY + timedelta(days=1)})
+    sheet = sheet_of(records)
+    assert sheet.frame["measured on"].to_dict() == dict.fromkeys(
+        (entry.label for entry in entries), "2026-11-24"
+    ) | {"BiT": "2026-11-24 to 2026-11-25", "VcT": "—"}
+    assert "2 cores; days as in the table; commit" in sheet.caption
+    text = markdown("T", [sheet], None)
+    assert re.search(r"\| IoU, Δ \| +measured on \|\n", text)
+    assert re.search(r"\| BiT +\|.*\| 2026-11-24 to 2026-11-25 \|\n", text)
+    assert records.groupby("key")["date"].first()[["bit", "vct"]].tolist() == [
+        "2026-11-24 to 2026-11-25", "",
+    ]  # fmt: skip
+    alike = sheet_of(measured("I", "levir-cd", lambda *_: scores(90.0)))
+    assert "measured on" not in alike.frame and "; 2026-11-24; commit" in alike.caption
 
 
 def test_one_seed_has_no_spread():
@@ -110,13 +162,19 @@ def test_one_seed_has_no_spread():
 def test_no_difference_is_given_where_the_data_are_others(dataset, changes):
     entries = entries_of("IV", [dataset], [0], changes)
     outcomes = {entry.cells[0].name: scores(75.0) for entry in entries}
-    records = pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes)])
-    assert records["difference"].isna().all()
+    records = records_for(entries, outcomes)
+    lines = records.set_index(["key", "measure"])
+    assert lines.loc[(slice(None), ["F1", "OA"]), "difference"].isna().all()
     sheet = sheet_of(records, (0,))
     assert sheet.frame.loc["VGG-16", "F1"].to_dict() == {
         "ours": "75.00", "paper, other data": "90.76",
     }  # fmt: skip
-    assert "of levir-cd as published, other data than here" in sheet.caption
+    assert "of levir-cd as published, other data than here: no difference" in sheet.caption
+    assert sheet.caption.endswith("is given, but for the number of parameters.")
+    assert lines.loc[("vgg16", "parameters"), "beside"] == ""
+    assert sheet.frame.loc["VGG-16", "Parameters, million"].to_dict() == {
+        "ours": "2.33", "paper": "34.08", "Δ": "−31.75",
+    }  # fmt: skip
 
 
 def test_what_is_missing_is_never_filled_and_says_why():
@@ -170,7 +228,7 @@ def test_rows_of_other_splits_are_not_compared():
     outcomes = {
         e.cells[0].name: scores(50.0, split_hash=f"{i // 8}") for i, e in enumerate(entries)
     }
-    records = pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes)])
+    records = records_for(entries, outcomes)
     table, compared = benchmark.score_sheets(records, entries, outcomes, Plan())
     assert table.frame.loc["BiT", ("F1", "ours")] == "50.00"
     assert compared.frame.loc["all pairs", "Δ F1"] == "failed†"
@@ -248,7 +306,7 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
     monkeypatch.setattr(
         benchmark,
         "finished",
-        lambda: {cell.name for cell in ran if cell.settings.params.model not in failed},
+        lambda: {cell.name: DAY for cell in ran if cell.settings.params.model not in failed},
     )
     monkeypatch.setattr(benchmark, "missing_reason", lambda cell: "failed: no room.")
     monkeypatch.setattr(benchmark, "read_metrics", f1)
@@ -258,6 +316,9 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
         benchmark.benchmark(plan, 1, tmp_path)
     assert "FC-Siam" not in str(raised.value) and "real" not in str(raised.value)
     assert len(ran) == 9
+    table = pd.read_csv(tmp_path / "table-I.csv", keep_default_na=False).groupby("row")
+    assert table["date"].first()[["VcT", "BiT"]].tolist() == ["2026-11-24", ""]
+    assert set(table["protocol"].first()) == {"isolated tiles"}
     text = (tmp_path / "table-I.md").read_text()
     assert re.search(r"\| BiT +\| +failed† \|", text)
     assert re.search(r"\| VcT less Dsfer-Net +\| +−4\.29 \|.* yes \|", text)
@@ -265,8 +326,12 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
         "table-I.md", "table-I.tex", "table-I.html", "table-I.csv", "table-I-demo-significance.csv",
     }  # fmt: skip
     failed, gone = set(), True
+    others = [tmp_path / f"table-{name}-demo-significance.csv" for name in ("I-folder", "II")]
+    for path in others:
+        path.write_text("former")
     with pytest.raises(BenchmarkError, match=r"real, demo: is not in DVC's cache"):
         benchmark.benchmark(plan, 1, tmp_path)
+    assert {path.name for path in tmp_path.glob("*-significance.csv")} == {others[1].name}
     text = (tmp_path / "table-I.md").read_text()
     assert re.search(r"\| BiT +\| +80\.00 \|", text) and "† is not in DVC's cache" in text
 
@@ -299,6 +364,32 @@ def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
     }
     assert sheet.notes == ()
     assert "scaled from 16 pairs to 2,048" in sheet.caption and "2 cores" in sheet.caption
+
+
+def test_a_network_that_the_paper_lacks_is_measured_with_the_others(tmp_path, monkeypatch):
+    made_up, calls = made_up_costs(), []
+    made_up["rows"].append(made_up["rows"][0] | {"model": "small-net", "parameters": 500_000})
+
+    def run(options):
+        calls.append(options[:-1])
+        Path(options[-1]).write_text(json.dumps(made_up))
+
+    monkeypatch.setattr(cost, "KEPT", tmp_path)
+    monkeypatch.setattr(cost, "_run", run)
+    for models in ([], ["small-net", "bit"], ["small-net"]):
+        records = pd.DataFrame(cost.measure_costs(None, models))
+    assert calls == [["--json"], ["--add=small-net", "--json"]]
+    assert score_sheet(records, "").frame.loc["small-net"].to_dict() == {
+        ("Parameters, million", "ours"): "0.50",
+        ("Parameters, million", "paper"): "not published",
+        ("Parameters, million", "Δ"): "—",
+        ("Test loop, s per 2,048 pairs", "ours"): "64.00",
+        ("Test loop, s per 2,048 pairs", "paper, A100"): "not published",
+        ("GMACs", "ours"): "75.19",
+        ("Pairs per second", "ours"): "3.50",
+        ("Latency, ms", "ours"): "250.00",
+        ("Peak memory, MiB", "ours"): "not measured",
+    }
 
 
 def test_costs_are_measured_once_and_a_failure_is_a_reason(tmp_path, monkeypatch):
@@ -402,9 +493,24 @@ def test_bad_input_is_named():
         (Plan(names=["V"], changes={"iteratons": 1}), "perhaps you mean 'iterations'"),
         (Plan(names=["V"], datasets=["lever-cd"]), "perhaps you mean 'levir-cd'"),
         (Plan(names=["I"], changes={"recipe": "paper"}), "recipe 'paper' is for dsfer-net"),
+        (
+            Plan(names=["II"], models=["bitt"]),
+            "models: unknown model 'bitt'; perhaps you mean 'bit'",
+        ),
+        (Plan(names=["III"], models=["bit"]), "models: no row of table III is a network"),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):
             plan.entries()
+
+
+def test_the_flow_passes_networks_on_to_the_command(monkeypatch):
+    ran = []
+    monkeypatch.setattr(flows, "run_module", lambda module, options: ran.append(options))
+    flows.benchmark.fn(tables=("II",), models=("bit", "vct"))
+    assert ran[0][-2:] == ["--model=bit", "--model=vct"]
+    with pytest.raises(ConfigError, match="unknown model 'bitt'"):
+        flows.benchmark.fn(tables=("II",), models=("bitt",))
+    assert len(ran) == 1
 
 
 def test_options_of_the_command_line():

@@ -1,5 +1,6 @@
 """Stage `figures`: the paper's plates of chosen tiles, and why a change was called at a pixel."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from dsfer import detector
 from dsfer.data.shards import TileShards
 from dsfer.data.tars import Pixels
 from dsfer.detector import Detector
-from dsfer.errors import ConfigError
+from dsfer.errors import CheckpointError, ConfigError
 from dsfer.features import (
     Map,
     attention_maps,
@@ -39,6 +40,8 @@ from pipeline.params import Settings, current_settings
 from pipeline.published import load_published
 from pipeline.results import read_tiles
 from pipeline.stages import run
+
+_log = logging.getLogger(__name__)
 
 WELL_FOUND = 3
 """Tiles that are picked for change that was found; one more is picked for its errors."""
@@ -66,7 +69,7 @@ def main() -> None:
     asked_for = settings.params.figures
     chosen = asked(asked_for, test) if asked_for else picked(read_tiles(counted(settings)))
     tiles = [read_tile(test, choice.tile) for choice in chosen]
-    methods = {name: load(settings, name) for name in trained_methods(settings, test)}
+    methods, left_out = trained_methods(settings, test)
     own = methods[settings.params.model]
     titles = load_published().titles
     probabilities = {name: predict(method, tiles) for name, method in methods.items()}
@@ -76,13 +79,18 @@ def main() -> None:
             for name, maps in probabilities.items()
         }
         save_figure(comparison_plate(tiles, called), out, "comparison")
-        figures = [figure("comparison", "What was found, missed and invented", COMPARISON)]
+        caption = COMPARISON
+        if left_out:
+            reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+            caption += f" Left out, since they cannot be loaded: {reasons}."
+        figures = [figure("comparison", "What was found, missed and invented", caption)]
         figures += inside(own, tiles, chosen, probabilities[settings.params.model], out)
         write_json(
             out / "figures.json",
             {
                 "tiles": [{"tile": each.tile, "why": each.why} for each in chosen],
                 "methods": {name: method.metadata.sha256 for name, method in methods.items()},
+                "left_out": left_out,
                 "figures": figures,
             },
         )
@@ -169,23 +177,45 @@ def read_tile(test: TileShards, tile: str) -> Tile:
     return Tile(tile, pair[0], pair[1], label)
 
 
-def trained_methods(settings: Settings, test: TileShards) -> list[str]:
-    """Networks trained on this split of this data set, in the paper's order, this one last."""
-    own, found = settings.params.model, []
-    order = list(load_published().titles)
-    for weights in (settings.folder / "models").glob("*/training/weights.safetensors"):
-        name = weights.parents[1].name
-        if name == own or read_metadata(weights).about.get("split_hash") == test.split_hash:
-            found.append(name)
+def trained_methods(
+    settings: Settings, test: TileShards
+) -> tuple[dict[str, Detector], dict[str, str]]:
+    """Networks trained on this split of this data set, in the paper's order, this one last.
+
+    Another one whose weights cannot be loaded, as those of an earlier version or of a network that
+    is no longer there, stops nothing: it is left out.
+
+    Returns:
+        The networks by their names, and why others were left out.
+
+    Raises:
+        CheckpointError: the weights of this one cannot be loaded.
+    """
+    own, order = settings.params.model, load_published().titles
+    this = load(settings, own)
+    found: dict[str, Detector] = {}
+    left_out: dict[str, str] = {}
+    trained = (settings.folder / "models").glob("*/training/weights.safetensors")
+    for name in sorted({path.parents[1].name for path in trained} - {own}):
+        try:
+            about = read_metadata(weights_of(settings, name)).about
+            if about.get("split_hash") == test.split_hash:
+                found[name] = load(settings, name)
+        except (CheckpointError, ConfigError) as error:
+            _log.warning("%s is left out of the figures: %s", name, error)
+            left_out[name] = error.problem
     known = [name for name in order if name in found]
-    others = sorted(set(found) - set(order))
-    return [name for name in known + others if name != own] + [own]
+    return {name: found[name] for name in dict.fromkeys([*known, *found])} | {own: this}, left_out
+
+
+def weights_of(settings: Settings, name: str) -> Path:
+    """Where the weights of a method lie."""
+    return settings.folder / "models" / name / "training" / "weights.safetensors"
 
 
 def load(settings: Settings, name: str) -> Detector:
     """The network of a method with its weights."""
-    weights = settings.folder / "models" / name / "training" / "weights.safetensors"
-    return detector.load(weights, device=settings.params.device)
+    return detector.load(weights_of(settings, name), device=settings.params.device)
 
 
 def predict(method: Detector, tiles: Sequence[Tile]) -> list[Map]:
