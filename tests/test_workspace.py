@@ -1,16 +1,20 @@
 """Who works where: one holder at a time, copies that never outlive their run."""
 
+import re
 import shutil
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
+from dsfer.errors import ConfigError
+from pipeline import flows
 from pipeline.workspace import (
     COPIES,
     WorkspaceError,
@@ -173,3 +177,33 @@ def test_an_experiment_is_named_after_what_it_is_made_of(project):
     with (project / "params.yaml").open("a") as file:
         file.write("# edited\n")
     assert name != experiment_name("flow", project, {"lr": 0.1, "seed": 1})
+
+
+@pytest.mark.parametrize(
+    ("first", "changes", "stage"),
+    [
+        ("evaluate", {"lambda": 0.5}, "train"),
+        ("report", {"overlap": 0.25, "seed": 1, "tile_size": 64}, "crop"),
+        ("figures", {"overlap": 0.25}, "evaluate"),
+        ("train", {"dataset": "levir-cd"}, "download"),
+    ],
+)
+def test_parameters_of_stages_before_the_first_are_refused(monkeypatch, first, changes, stage):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(flows, "changed_workspace", lambda *_: pytest.fail("something starts"))
+    with pytest.raises(ConfigError, match=rf"is of stage {stage}, .*start from {stage}\."):
+        flows.run_stages([first], changes)
+
+
+@pytest.mark.parametrize(
+    ("first", "changes"),
+    [("evaluate", {"overlap": 0.25, "device": "cpu"}), ("train", {"lambda": 0.5, "seed": 1})],
+)
+def test_parameters_of_the_stages_that_run_or_of_none_are_taken(monkeypatch, first, changes):
+    def copy(_project: Path, taken: dict[str, Any], _who: str) -> NoReturn:
+        raise WorkspaceError(f"a copy with {taken}")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(flows, "changed_workspace", copy)
+    with pytest.raises(WorkspaceError, match=re.escape(f"a copy with {changes}")):
+        flows.run_stages([first], changes)
