@@ -114,7 +114,7 @@ def takes_params(**own: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 def _may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed stage is worth another try: a server that could not be reached is."""
+    """Whether a failed stage is worth another try: a server or store out of reach is."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, CommandError) and error.passing
 
