@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 from dvc.repo import Repo
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from dsfer.errors import ConfigError
@@ -164,6 +165,43 @@ def test_a_run_in_the_project_removes_what_killed_ones_have_left(project):
     kill(held_by_another(project, "changed_workspace", "{'seed': 1}, "))
     with project_workspace(project, "us"):
         assert copies(project) == []
+
+
+def test_a_killed_run_may_start_again_while_another_removes_its_copy(project, monkeypatch):
+    kill(held_by_another(project, "changed_workspace", "{'seed': 1}, "))
+    rmtree, started = shutil.rmtree, []
+
+    def start(folder: Path, **how: Any) -> None:
+        """In place of the removal."""
+        if started and folder != started[0]:
+            rmtree(folder, **how)
+        elif not started:
+            started.append(folder)
+            with changed_workspace(project, {"seed": 1}, "again") as copy:
+                assert copy.exists() and copy != folder
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", start)
+        with project_workspace(project, "us"):
+            assert copies(project) == started
+    with project_workspace(project, "us"):  # what is left of a removal that was killed goes, too
+        assert {path.name for path in (project / COPIES).iterdir()} == {
+            "workspace.json", "workspace.lock",
+        }  # fmt: skip
+
+
+def test_who_wants_what_is_held_while_leftovers_are_removed_waits_for_it(project):
+    def work() -> bool:
+        with project_workspace(project, "us"):
+            return True
+
+    (project / COPIES).mkdir()
+    with ThreadPoolExecutor(1) as runs:
+        with FileLock(project / COPIES / "workspace.lock").acquire(timeout=0):
+            waiting = runs.submit(work)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.1)
+        assert waiting.result(PATIENCE)
 
 
 def copies(project: Path) -> list[Path]:
