@@ -42,8 +42,10 @@ from pipeline.stages import run
 
 MACHINE_KEYS = (
     "device", "processes", "compile", "in_memory", "workers", "shards", "cluster", "overlap",
+    "figures", "source",
 )  # fmt: skip
-"""Parameters that a run may be continued with other values of."""
+"""Parameters that a run may be continued with other values of; which pixels `source` and `shards`
+lead to, the hash of the split says."""
 
 CODE = (
     "training.py",
