@@ -161,10 +161,9 @@ def hold(
         ) from error
     with held:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(
-            holder, {"who": who, "process": os.getpid(), "host": platform.node(), "since": now}
-        )
+        told = {"who": who, "process": os.getpid(), "host": platform.node(), "since": now}
         try:
+            write_json(holder, told)
             yield
         finally:
             _forget(lock)
