@@ -14,7 +14,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.logging import RichHandler
 
-from dsfer.errors import DownloadError, DsferError, first_line
+from dsfer.errors import DsferError, first_line
 from dsfer.files import write_json
 
 REPORT = "TORCHELASTIC_ERROR_FILE"
@@ -43,7 +43,8 @@ def run(main: Callable[[], object]) -> None:
     """Run a command: its log on the terminal, a user's error as one message.
 
     The exit status is 1 for what the user has to mend, be it the input or the disk; 75
-    (`EX_TEMPFAIL`) for a failed download, which may go through when tried again; 130 after Ctrl-C.
+    (`EX_TEMPFAIL`) for what may go through when tried again, as a download or an object store that
+    does not answer; 130 after Ctrl-C.
     A programming error keeps its traceback. Of several processes that train together, the first
     one logs, and whoever launched them says why they ended.
     """
@@ -56,7 +57,7 @@ def run(main: Callable[[], object]) -> None:
     try:
         main()
     except DsferError as error:
-        _end(f"{speaker}: {error}", os.EX_TEMPFAIL if isinstance(error, DownloadError) else 1)
+        _end(f"{speaker}: {error}", os.EX_TEMPFAIL if error.passing else 1)
     except KeyboardInterrupt:
         _end("interrupted", 128 + signal.SIGINT)
     except SystemExit as end:

@@ -12,7 +12,12 @@ class DsferError(Exception):
         problem: what is wrong, with the offending value.
         where: the file or parameter it was found in.
         mend: what the user can do.
+
+    Attributes:
+        passing: whether the reason may pass by itself, so that trying again makes sense.
     """
+
+    passing = False
 
     def __init__(
         self, problem: str, *, where: str | Path | UPath | None = None, mend: str | None = None
@@ -54,6 +59,8 @@ class ConfigError(DsferError):
 class DownloadError(DsferError):
     """An archive could not be fetched, verified or unpacked."""
 
+    passing = True
+
 
 class DataError(DsferError):
     """Imagery is missing, unreadable or not what was declared."""
@@ -61,6 +68,14 @@ class DataError(DsferError):
 
 class StoreError(DataError):
     """An object store does not answer, or refuses."""
+
+    passing = True
+
+
+class NoStoreError(StoreError):
+    """There is no such object store, or no such bucket in it."""
+
+    passing = False
 
 
 class LabelError(DataError):

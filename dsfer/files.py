@@ -17,10 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from dsfer.errors import DataError, DsferError
 from dsfer.paths import AnyPath, reaching, upload
+from dsfer.processes import process_mark
 
 
 @contextmanager
@@ -135,7 +134,7 @@ def _settle(path: Path, former: Path) -> None:
 
 def _prefix() -> str:
     """Start of the names of this process's temporary files and folders."""
-    return f".tmp-{platform.node()}-{os.getpid()}-"
+    return f".tmp-{platform.node()}-{os.getpid()}-{process_mark(os.getpid())}-"
 
 
 def remove_leftovers(folder: Path, *, deep: bool = True) -> None:
@@ -146,10 +145,10 @@ def remove_leftovers(folder: Path, *, deep: bool = True) -> None:
         deep: look below its subfolders, too.
     """
     names = f".tmp-{glob.escape(platform.node())}-*"
-    pattern = re.compile(rf"\.tmp-{re.escape(platform.node())}-(\d+)-.*")
+    pattern = re.compile(rf"\.tmp-{re.escape(platform.node())}-(\d+)-([0-9a-f]{{8}})-.*")
     for path in list(folder.glob(f"**/{names}" if deep else names)):
         match = pattern.fullmatch(path.name)
-        if match and is_leftover(path, int(match[1])):
+        if match and process_mark(int(match[1])) != match[2]:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -160,23 +159,6 @@ def remove_temporary(folder: Path) -> None:
     """Remove temporary files of any process from a folder that nobody writes to any more."""
     for path in folder.glob(".tmp-*"):
         path.unlink(missing_ok=True)
-
-
-def is_leftover(path: Path, pid: int) -> bool:
-    """Whether the process that wrote `path` is gone, even if a newer one has its number.
-
-    One that has ended and that nobody has buried, as is usual in containers, is gone, too.
-    """
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return True
-        # The start of a process is known to about a second.
-        return path.stat().st_mtime < process.create_time() - 2
-    except psutil.NoSuchProcess:
-        return True
-    except FileNotFoundError:  # renamed or removed since it was listed
-        return False
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from upath import UPath
 
-from dsfer.errors import StoreError, first_line
+from dsfer.errors import NoStoreError, StoreError, first_line
 
 AnyPath: TypeAlias = Path | UPath
 
@@ -25,7 +25,7 @@ def location(text: str | AnyPath) -> AnyPath:
     The package that fsspec needs for the kind of store has to be installed, as `s3fs` for `s3://`.
 
     Raises:
-        StoreError: fsspec knows no such kind of store, or the URL names no bucket.
+        NoStoreError: fsspec knows no such kind of store, or the URL names no bucket.
     """
     if "://" not in str(text):
         return Path(str(text))
@@ -34,7 +34,7 @@ def location(text: str | AnyPath) -> AnyPath:
         place.joinpath("file")  # refuses a URL without a bucket
         return place
     except ValueError as error:
-        raise StoreError(
+        raise NoStoreError(
             f"no URL of an object store ({first_line(error)})",
             where=str(text),
             mend="write it as s3://BUCKET/FOLDER",
@@ -87,13 +87,14 @@ def upload(file: Path, target: UPath) -> None:
     """Put a file into an object store, in one step: nobody sees a part of it there.
 
     Raises:
-        StoreError: there is no such bucket, the store does not answer, or it refuses.
+        NoStoreError: there is no such bucket.
+        StoreError: the store does not answer, or refuses.
     """
     try:
         with reaching(target):
             target.fs.put_file(str(file), target.path)
     except FileNotFoundError as error:
-        raise StoreError("no such bucket", where=target, mend="create it") from error
+        raise NoStoreError("no such bucket", where=target, mend="create it") from error
 
 
 def _client_error() -> type[Exception]:

@@ -126,7 +126,7 @@ def _over_tasks(
     apply = task(
         name=function.__name__.strip("_"),
         retries=RETRIES,
-        retry_condition_fn=_may_pass,
+        retry_condition_fn=may_pass,
         cache_policy=NO_CACHE,
         persist_result=False,
     )(_apply)
@@ -146,9 +146,16 @@ def _over_tasks(
         ) from error
 
 
-def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether a chunk that failed is worth another try: not if the input is at fault."""
-    return not isinstance(state.result(raise_on_failure=False), DsferError)
+def may_pass(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether a piece of work that failed is worth another try: not if the input is at fault.
+
+    A raster in a store or behind an address that cannot be read may only be out of reach for a
+    while; errors of other classes say what is wrong with it.
+    """
+    error = state.result(raise_on_failure=False)
+    if not isinstance(error, DsferError):
+        return True
+    return error.passing or (type(error) is DataError and "://" in str(error.where))
 
 
 def _versions() -> dict[str, str]:

@@ -20,13 +20,7 @@ PASSING = f"exited with {os.EX_TEMPFAIL}"
 
 
 class CommandError(DsferError):
-    """A command that a flow started has failed.
-
-    Attributes:
-        passing: whether the reason may pass by itself, so that trying again makes sense.
-    """
-
-    passing = False
+    """A command that a flow started has failed."""
 
 
 class Command:

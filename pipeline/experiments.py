@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import psutil
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.experiments.executor.base import ExecutorInfo
@@ -27,9 +26,9 @@ from tenacity import Retrying, stop_after_delay, wait_fixed
 from tenacity.retry import retry_if_result
 
 from dsfer.errors import DsferError
-from dsfer.files import is_leftover
 from pipeline.commands import environment
 from pipeline.guard import GRACE
+from pipeline.recovery import is_leftover
 from pipeline.workspace import project_workspace
 
 WORKERS = Path(".dvc/tmp/exps/celery")
@@ -174,12 +173,7 @@ def _has_worker() -> bool:
 def _is_alive(record: Path) -> bool:
     """Whether a process runs that DVC has noted in a file."""
     noted = ProcessInfo.load(str(record))
-    if noted.returncode is not None or is_leftover(record, noted.pid):
-        return False
-    try:
-        return psutil.Process(noted.pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return noted.returncode is None and not is_leftover(record, noted.pid)
 
 
 def _wait(names: Collection[str], stopped: Callable[[], bool]) -> set[str]:

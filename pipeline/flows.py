@@ -34,7 +34,6 @@ from prefect.settings import PREFECT_API_URL
 from prefect.tasks import Task
 from pydantic import Field
 from pydantic_core import to_jsonable_python
-from ruamel.yaml import YAML
 
 from dsfer.errors import ConfigError
 from dsfer.figures import data_uri
@@ -42,6 +41,7 @@ from dsfer.files import read_json
 from pipeline.artifacts import publish
 from pipeline.benchmark import OUT, Plan
 from pipeline.commands import Command, CommandError
+from pipeline.frozen import read_yaml
 from pipeline.params import Seed, current_settings, parameter_types
 from pipeline.sweep import Grid, check_grid
 from pipeline.tables import Name
@@ -64,9 +64,15 @@ SECONDS_BETWEEN_LOOKS = 1.0
 """How often a flow run looks whether its worker lives."""
 
 
+def declared_stages(project: Path = PROJECT) -> dict[str, dict[str, Any]]:
+    """The stages of `dvc.yaml` by their names, in their order there."""
+    found: dict[str, dict[str, Any]] = read_yaml(project / "dvc.yaml")["stages"]
+    return found
+
+
 def stage_names(project: Path = PROJECT) -> list[str]:
     """Names of the stages of `dvc.yaml`, in their order there."""
-    return list(YAML(typ="safe", pure=True).load(project / "dvc.yaml")["stages"])
+    return list(declared_stages(project))
 
 
 def takes_params(**own: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -108,7 +114,7 @@ def takes_params(**own: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 def _may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed stage is worth another try: a server that could not be reached is."""
+    """Whether a failed stage is worth another try: a server or store out of reach is."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, CommandError) and error.passing
 
@@ -172,11 +178,13 @@ def run_stages(names: list[str], changes: dict[str, Any]) -> str | None:
         Name of the experiment that holds the results, or None where the project does.
 
     Raises:
-        ConfigError: a parameter is impossible; nothing has been started.
+        ConfigError: a parameter is impossible, or of a stage before the first; nothing has been
+            started.
         WorkspaceError: somebody else works there.
         CommandError: a stage failed; later ones have not been started.
     """
     current_settings(changes)
+    _check_start(names[0], changes)
     who = f"flow run '{runtime.flow_run.name}'"
     workspace = (
         changed_workspace(PROJECT, changes, who) if changes else project_workspace(PROJECT, who)
@@ -190,6 +198,20 @@ def run_stages(names: list[str], changes: dict[str, Any]) -> str | None:
         if experiment:
             save_experiment(experiment, folder)
     return experiment
+
+
+def _check_start(first: str, changes: dict[str, Any]) -> None:
+    """Refuse parameters of stages before the first: their results stay those of other values."""
+    for name, declared in declared_stages().items():
+        if name == first:
+            return
+        if taken := [key for key in changes if key in declared.get("params", [])]:
+            raise ConfigError(
+                f"{taken[0]} is of stage {name}, and the run is to start at {first}, with the "
+                "results of other values",
+                where="parameters of the flow",
+                mend=f"start from {name}",
+            )
 
 
 def _take_earlier(first: str, folder: Path) -> None:

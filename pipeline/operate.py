@@ -33,6 +33,7 @@ from tenacity.retry import retry_if_result
 
 from dsfer.errors import DsferError
 from dsfer.files import read_json, write_json
+from dsfer.processes import process_mark
 from pipeline.stages import run
 
 HOME = Path(".prefect")
@@ -110,7 +111,7 @@ def end_started() -> int:
     for entry in reversed(entries):
         try:
             process = psutil.Process(entry["pid"])
-            if process.create_time() != entry["since"]:
+            if process_mark(process.pid) != entry["mark"]:
                 continue  # the number belongs to another process by now
             if entry["name"] == "server" and _healthy():
                 settle_lost_runs()
@@ -145,8 +146,7 @@ def _start(name: str, *arguments: str, **extra: str) -> subprocess.Popen[bytes]:
             start_new_session=True,
         )
     entries = read_json(RECORD) if RECORD.is_file() else []
-    since = psutil.Process(process.pid).create_time()
-    entry = {"name": name, "pid": process.pid, "since": since}
+    entry = {"name": name, "pid": process.pid, "mark": process_mark(process.pid)}
     write_json(RECORD, [*entries, entry])
     return process
 

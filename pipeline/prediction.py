@@ -17,7 +17,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from dsfer.detector import Detector, load
-from dsfer.errors import DataError, DsferError, GridMismatchError, first_line
+from dsfer.errors import DataError, first_line
 from dsfer.figures import data_uri
 from dsfer.files import write_json
 from dsfer.mapping.pair import Reading
@@ -31,7 +31,7 @@ from dsfer.mapping.pairs import (
 )
 from dsfer.mapping.predict import AS_IT_IS, DEFAULTS, MapOptions
 from pipeline.artifacts import thumbnail
-from pipeline.cluster import RETRIES, scheduler
+from pipeline.cluster import RETRIES, may_pass, scheduler
 from pipeline.flows import end_with_worker
 
 PICTURE_HEIGHT = 400
@@ -120,18 +120,6 @@ def _row(pair: ListedPair, future: PrefectFuture[dict[str, Any]]) -> dict[str, A
             mend="see whether their memory ran out (`dask worker --memory-limit`)",
         )
     return row_of(pair, outcome)
-
-
-def may_pass(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether a pair that failed is worth another try: not if the input is at fault.
-
-    A raster behind an address may only be out of reach for a while.
-    """
-    error = state.result(raise_on_failure=False)
-    remote = isinstance(error, DataError) and "://" in str(error.where)
-    return not isinstance(error, DsferError) or (
-        remote and not isinstance(error, GridMismatchError)
-    )
 
 
 @task(

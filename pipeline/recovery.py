@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from dvc.dvcfile import LOCK_FILE, Lockfile
 from dvc.exceptions import DvcException
 from dvc.lock import LockError, make_lock
@@ -25,7 +26,8 @@ from dvc.scm import Git
 
 from dsfer.console import run
 from dsfer.errors import DsferError
-from dsfer.files import is_leftover, remove_leftovers, write_bytes
+from dsfer.files import remove_leftovers, write_bytes
+from dsfer.processes import process_mark
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,23 @@ def recover(root: Path) -> None:
             raise DsferError(
                 "another DVC command is at work here", where=root, mend="wait for its end"
             ) from error
+
+
+def is_leftover(path: Path, pid: int) -> bool:
+    """Whether the process that DVC has noted in `path` is gone, even if a newer one has its number.
+
+    DVC notes the number alone, so a newer process is told by its start after the last change of the
+    file. A wall clock that is set forward in between makes a living process look like one.
+    """
+    if process_mark(pid) is None:
+        return True
+    try:
+        # The start of a process is known to about a second.
+        return path.stat().st_mtime < psutil.Process(pid).create_time() - 2
+    except psutil.NoSuchProcess:
+        return True
+    except FileNotFoundError:  # renamed or removed since it was listed
+        return False
 
 
 def recover_cache(root: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from dvc.config import Config
 from dvc.repo import Repo
@@ -25,6 +26,12 @@ from pipeline.recovery import recover, recover_cache
 
 COPIES = Path(".dvc/tmp/flows")
 """Where copies and locks of flow runs lie in a project."""
+
+REMOVED = ".removed"
+"""End of the names of copies that nobody needs any more."""
+
+PATIENCE = 1.0
+"""Seconds that one who removes leftovers may hold what somebody else wants to hold."""
 
 
 class WorkspaceError(DsferError):
@@ -145,7 +152,7 @@ def hold(
     lock, holder = Path(f"{name}.lock"), Path(f"{name}.json")
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        held = FileLock(lock).acquire(timeout=0)
+        held = FileLock(lock).acquire(timeout=PATIENCE)
     except Timeout as error:
         raise WorkspaceError(
             f"{_describe(holder)} works in it",
@@ -154,10 +161,9 @@ def hold(
         ) from error
     with held:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(
-            holder, {"who": who, "process": os.getpid(), "host": platform.node(), "since": now}
-        )
+        told = {"who": who, "process": os.getpid(), "host": platform.node(), "since": now}
         try:
+            write_json(holder, told)
             yield
         finally:
             _forget(lock)
@@ -195,11 +201,19 @@ def _copy(project: Path, folder: Path) -> None:
 
 
 def _remove_leftovers(project: Path) -> None:
-    """Remove what nobody holds: copies and locks of flow runs that were killed."""
+    """Remove what nobody holds: copies and locks of flow runs that were killed.
+
+    To remove a copy takes seconds, in which the run may be started again: the copy is set aside
+    first, and its lock given back at once.
+    """
     for lock in (project / COPIES).glob("*.lock"):
         with suppress(Timeout), FileLock(lock).acquire(timeout=0):
-            _remove(lock.with_suffix(""))
+            copy = lock.with_suffix("")
+            if copy.exists():
+                copy.rename(copy.with_name(f"{uuid4().hex}{REMOVED}"))
             _forget(lock)
+    for aside in (project / COPIES).glob(f"*{REMOVED}"):
+        _remove(aside)
 
 
 def _remove(folder: Path) -> None:

@@ -27,7 +27,6 @@ import dsfer
 from dsfer.checkpoint import save_checkpoint
 from dsfer.data.manifest import read_manifest, write_manifest
 from dsfer.data.shards import TileShards
-from dsfer.errors import TrainingError
 from dsfer.weights import SCHEMA, Metadata, save_weights
 from pipeline import stages
 from pipeline.params import current_settings
@@ -523,23 +522,20 @@ def test_weights_of_another_split_may_have_seen_the_test_tiles(sharded):
     assert "trained on split another" in refusal(evaluate.main)
 
 
-def test_a_run_that_another_process_trains_is_left_alone(tmp_path):
+def test_a_run_that_another_process_trains_is_left_alone(sharded):
+    splits = (TileShards(sharded / "shards" / name) for name in ("train", "val"))
+    resume = train.resume_folder(train.run_fingerprint(current_settings(), *splits))
     code = (
-        "import sys; from pathlib import Path; from pipeline.stages.train import sole_use\n"
-        "with sole_use(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+        "import sys, time; from pathlib import Path; from pipeline.workspace import hold\n"
+        "with hold(Path(sys.argv[1]), Path(), 'other'): print('held', flush=True); time.sleep(100)"
     )
-    resume = tmp_path / "0123456789abcdef"
-    command = [sys.executable, "-c", code, str(resume)]
-    root = Path(__file__).parents[1]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": root}
-    with subprocess.Popen(command, **pipes) as holder:
+    command = [sys.executable, "-c", code, str(resume.absolute())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as holder:
         assert holder.stdout.readline() == "held\n"
-        with (
-            pytest.raises(TrainingError, match=f"process {holder.pid} is training"),
-            train.sole_use(resume),
-        ):
-            pytest.fail("two processes hold one run")
-        holder.stdin.close()
-        holder.wait()
-    with train.sole_use(resume):
-        assert resume.with_suffix(".pid").read_text() == str(os.getpid())
+        message = refusal(train.main)
+        holder.kill()
+    assert f"{resume.absolute()}: other (process {holder.pid} on " in message
+    assert "goes on where it stopped" in message
+    train.main()
+    assert (sharded / "models/dsfer-net/training/weights.safetensors").is_file()
+    assert list(resume.parent.iterdir()) == []

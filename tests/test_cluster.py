@@ -19,7 +19,14 @@ from dsfer.data import crop as cropping
 from dsfer.data.crop import CropUnit
 from dsfer.data.tiles import inspect_scenes, write_tiles
 from dsfer.data.workers import Processes, Spread
-from dsfer.errors import ConfigError, DataError, GridMismatchError, LabelError
+from dsfer.errors import (
+    ConfigError,
+    DataError,
+    GridMismatchError,
+    LabelError,
+    NoStoreError,
+    StoreError,
+)
 from dsfer.mapping.predict import MapOptions
 from dsfer.weights import Metadata, save_weights
 from pipeline import cluster, prediction
@@ -190,15 +197,15 @@ def test_maps_of_pairs_of_which_one_is_broken(mapped, scheduler, where):
         prediction.predict(**given | {"options": {"min_area": 6, "threshold": 0.25}})
 
 
-def test_a_pair_is_tried_again_where_its_error_may_pass():
-    def failed(error: Exception) -> State:
-        return State(type=StateType.FAILED, data=error)
-
+def test_work_is_tried_again_where_its_error_may_pass():
     def passing(error: Exception) -> bool:
-        return prediction.may_pass(None, None, failed(error))
+        return cluster.may_pass(None, None, State(type=StateType.FAILED, data=error))
 
     assert passing(OSError("connection reset"))
+    assert passing(StoreError("cannot be reached (503)", where="s3://bucket/a.tar"))
     assert passing(DataError("cannot be opened", where="https://host/a.tif"))
     assert not passing(DataError("cannot be opened", where="/data/a.tif"))
     assert not passing(GridMismatchError("sizes differ", where="https://host/a.tif"))
+    assert not passing(LabelError("holds the values 7", where="s3://bucket/a.tif"))
+    assert not passing(NoStoreError("no such bucket", where="s3://bucket"))
     assert not passing(ConfigError("no share", where="overlap"))

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from dsfer.console import MENDS, run
-from dsfer.errors import ConfigError, DownloadError
+from dsfer.errors import ConfigError, DownloadError, NoStoreError, StoreError
 
 
 def ends(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -25,8 +25,13 @@ def test_bad_input_is_one_message_and_status_1(capsys):
     )  # fmt: skip
 
 
-def test_a_failed_download_says_that_it_may_pass(capsys):
-    assert ends(DownloadError("no answer"), capsys)[0] == os.EX_TEMPFAIL
+@pytest.mark.parametrize("kind", [DownloadError, StoreError])
+def test_what_does_not_answer_says_that_it_may_pass(kind, capsys):
+    assert ends(kind("no answer"), capsys) == (os.EX_TEMPFAIL, "error: no answer.\n")
+
+
+def test_a_store_that_is_none_will_not_come(capsys):
+    assert ends(NoStoreError("no such bucket"), capsys)[0] == 1
 
 
 @pytest.mark.parametrize("number", sorted(MENDS))

@@ -19,6 +19,7 @@ from dsfer.files import (
     sha256_file,
     write_json,
 )
+from dsfer.processes import process_mark
 
 
 def names(folder):
@@ -102,17 +103,22 @@ def test_a_kill_between_the_renames_loses_nothing(tmp_path):
 def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_stay(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    here, mine = f".tmp-{platform.node()}", os.getpid()
-    kept = [f"{here}-{mine}-a", f"{here}-{os.getppid()}-a", f"{here}x-{dead.pid}-a", "out-1"]
-    gone = [f"{here}-{dead.pid}-a1_b", f"{here}-{dead.pid}-a.csv", f"{here}-{mine}-b"]
+    here, other = f".tmp-{platform.node()}", "0123abcd"
+    mine, parents = (f"{pid}-{process_mark(pid)}" for pid in (os.getpid(), os.getppid()))
+    kept = [f"{here}-{mine}-a", f"{here}-{parents}-a", f"{here}x-{dead.pid}-{other}-a", "out-1"]
+    gone = [
+        f"{here}-{dead.pid}-{other}-a1_b",
+        f"{here}-{dead.pid}-{other}-a.csv",
+        f"{here}-{os.getpid()}-{other}-b",  # of an earlier process with this one's number
+    ]
 
     def leave():
         for name in (gone[0], *kept):
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "part").touch()
+            os.utime(tmp_path / name, (1e9, 1e9))  # before a clock was set
         for name in gone[1:]:
             (tmp_path / name).touch()
-        os.utime(tmp_path / gone[-1], (1e9, 1e9))  # of an earlier process with this one's number
 
     leave()
     with atomic_folder(tmp_path / "out"):
@@ -125,9 +131,11 @@ def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_stay(t
 
 
 def test_leftovers_of_a_process_that_nobody_buries_are_removed(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as dead:
+        mark = process_mark(dead.pid)
+        dead.stdin.close()
         os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
-        (tmp_path / f".tmp-{platform.node()}-{dead.pid}-a").touch()
+        (tmp_path / f".tmp-{platform.node()}-{dead.pid}-{mark}-a").touch()
         remove_leftovers(tmp_path)
         assert names(tmp_path) == []
 

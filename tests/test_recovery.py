@@ -89,7 +89,7 @@ def test_unfinished_entries_of_the_run_cache_go(project, monkeypatch, mend):
 def test_temporary_files_of_the_dead_go(project, monkeypatch):
     cache, deep = project / ".dvc/cache/files/md5", project / "data/a/b"
     (cache / "ab").mkdir(parents=True)
-    (deep / f".tmp-{platform.node()}-{2**22 + 1}-x").mkdir(parents=True)
+    (deep / f".tmp-{platform.node()}-{2**22 + 1}-0123abcd-x").mkdir(parents=True)
     name = "AbcdefghijklmnopqrstUv.tmp"
     cached = [cache / f".{name}", cache / "ab" / f".{name}", cache / "ab" / f"c.dir.{name}"]
     for file in (*cached, deep / f".{name}", deep / "mine.tmp", deep / ".tmp-other-1-x"):

@@ -18,7 +18,7 @@ from dsfer.data.manifest import write_table
 from dsfer.data.shard_cache import ShardCache
 from dsfer.data.shards import TileShards, write_shards
 from dsfer.data.workers import Processes
-from dsfer.errors import DataError, ShardError, StoreError
+from dsfer.errors import DataError, NoStoreError, ShardError
 from dsfer.paths import location
 from tests.disks import PAGE
 from tests.store import upload
@@ -253,7 +253,7 @@ def test_an_index_comes_last(tiles, tmp_path, url, monkeypatch):
 
 
 def test_a_store_that_refuses(tiles, tmp_path, store):
-    with pytest.raises(StoreError, match=r"s3://nowhere/x/train-\w+/shard-000000\.tar: no such"):
+    with pytest.raises(NoStoreError, match=r"s3://nowhere/x/train-\w+/shard-000000\.tar: no such"):
         write(tiles, tmp_path / "out", "s3://nowhere/x")
     assert not (tmp_path / "out").exists()
 
@@ -267,5 +267,5 @@ def test_the_cache_of_this_machine(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("url", ["foo://bucket/x", "s3:///x"])
 def test_a_url_of_no_store(url):
-    with pytest.raises(StoreError, match=r"://\S+: no URL of an object store .*s3://BUCKET"):
+    with pytest.raises(NoStoreError, match=r"://\S+: no URL of an object store .*s3://BUCKET"):
         location(url)

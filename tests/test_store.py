@@ -1,5 +1,6 @@
 """Imagery and shards in object storage, against a server that speaks S3."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_a_store_that_cannot_be_reached(project, store, monkeypatch, variable, v
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
     UPath("s3://imagery").fs.clear_instance_cache()
     configure(project, source="s3://imagery/city")
-    message = refusal(download.main)
+    message = refusal(download.main, os.EX_TEMPFAIL)
     UPath("s3://imagery").fs.clear_instance_cache()
     assert f"s3://imagery/city: cannot be reached ({reason}" in message
     assert "AWS_ENDPOINT_URL" in message

@@ -1,16 +1,21 @@
 """Who works where: one holder at a time, copies that never outlive their run."""
 
+import re
 import shutil
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from dvc.repo import Repo
+from filelock import FileLock
 from ruamel.yaml import YAML
 
+from dsfer.errors import ConfigError
+from pipeline import flows
 from pipeline.workspace import (
     COPIES,
     WorkspaceError,
@@ -162,6 +167,43 @@ def test_a_run_in_the_project_removes_what_killed_ones_have_left(project):
         assert copies(project) == []
 
 
+def test_a_killed_run_may_start_again_while_another_removes_its_copy(project, monkeypatch):
+    kill(held_by_another(project, "changed_workspace", "{'seed': 1}, "))
+    rmtree, started = shutil.rmtree, []
+
+    def start(folder: Path, **how: Any) -> None:
+        """In place of the removal."""
+        if started and folder != started[0]:
+            rmtree(folder, **how)
+        elif not started:
+            started.append(folder)
+            with changed_workspace(project, {"seed": 1}, "again") as copy:
+                assert copy.exists() and copy != folder
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", start)
+        with project_workspace(project, "us"):
+            assert copies(project) == started
+    with project_workspace(project, "us"):  # what is left of a removal that was killed goes, too
+        assert {path.name for path in (project / COPIES).iterdir()} == {
+            "workspace.json", "workspace.lock",
+        }  # fmt: skip
+
+
+def test_who_wants_what_is_held_while_leftovers_are_removed_waits_for_it(project):
+    def work() -> bool:
+        with project_workspace(project, "us"):
+            return True
+
+    (project / COPIES).mkdir()
+    with ThreadPoolExecutor(1) as runs:
+        with FileLock(project / COPIES / "workspace.lock").acquire(timeout=0):
+            waiting = runs.submit(work)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.1)
+        assert waiting.result(PATIENCE)
+
+
 def copies(project: Path) -> list[Path]:
     return [path for path in (project / COPIES).iterdir() if path.is_dir()]
 
@@ -173,3 +215,33 @@ def test_an_experiment_is_named_after_what_it_is_made_of(project):
     with (project / "params.yaml").open("a") as file:
         file.write("# edited\n")
     assert name != experiment_name("flow", project, {"lr": 0.1, "seed": 1})
+
+
+@pytest.mark.parametrize(
+    ("first", "changes", "stage"),
+    [
+        ("evaluate", {"lambda": 0.5}, "train"),
+        ("report", {"overlap": 0.25, "seed": 1, "tile_size": 64}, "crop"),
+        ("figures", {"overlap": 0.25}, "evaluate"),
+        ("train", {"dataset": "levir-cd"}, "download"),
+    ],
+)
+def test_parameters_of_stages_before_the_first_are_refused(monkeypatch, first, changes, stage):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(flows, "changed_workspace", lambda *_: pytest.fail("something starts"))
+    with pytest.raises(ConfigError, match=rf"is of stage {stage}, .*start from {stage}\."):
+        flows.run_stages([first], changes)
+
+
+@pytest.mark.parametrize(
+    ("first", "changes"),
+    [("evaluate", {"overlap": 0.25, "device": "cpu"}), ("train", {"lambda": 0.5, "seed": 1})],
+)
+def test_parameters_of_the_stages_that_run_or_of_none_are_taken(monkeypatch, first, changes):
+    def copy(_project: Path, taken: dict[str, Any], _who: str) -> NoReturn:
+        raise WorkspaceError(f"a copy with {taken}")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(flows, "changed_workspace", copy)
+    with pytest.raises(WorkspaceError, match=re.escape(f"a copy with {changes}")):
+        flows.run_stages([first], changes)

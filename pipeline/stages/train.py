@@ -9,19 +9,17 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 import torch
 from dvclive.live import Live
-from filelock import FileLock, Timeout
 
 from dsfer.data.shards import TileShards
 from dsfer.devices import check_gpus, choose_device
 from dsfer.distributed import check_share, joined, launched, local_rank, rank, wait_for_all
-from dsfer.errors import TrainingError
 from dsfer.files import atomic_path, naming, sha256_file, write_json
 from dsfer.launcher import launch
 from dsfer.metrics import finite
@@ -39,11 +37,14 @@ from pipeline.model import (
 )
 from pipeline.params import Settings, current_settings
 from pipeline.stages import run
+from pipeline.workspace import hold
 
 MACHINE_KEYS = (
     "device", "processes", "compile", "in_memory", "workers", "shards", "cluster", "overlap",
+    "figures", "source",
 )  # fmt: skip
-"""Parameters that a run may be continued with other values of."""
+"""Parameters that a run may be continued with other values of; which pixels `source` and `shards`
+lead to, the hash of the split says."""
 
 CODE = (
     "training.py",
@@ -58,6 +59,9 @@ CODE = (
     "data/transforms.py",
 )
 """Modules of `dsfer`, beside the networks, that a run must not be continued with others of."""
+
+BUSY = "wait for it, or end it and start again; the run then goes on where it stopped"
+"""What to do where another process, perhaps one left over from a killed pipeline, trains it."""
 
 
 def main() -> None:
@@ -81,14 +85,18 @@ def launch_processes(settings: Settings) -> None:
 
 
 def train_from_shards(settings: Settings, device: torch.device) -> None:
-    """Train one run to its end, and forget its state; one process a machine hashes the shards."""
+    """Train one run to its end, and forget its state; one process a machine hashes the shards.
+
+    Raises:
+        WorkspaceError: another process trains the same run, on the same state.
+    """
     train, val = (
         open_shards(settings, split, verify=local_rank() == 0) for split in ("train", "val")
     )
     wait_for_all()  # nobody reads a cached shard before it was compared with its hash
     fingerprint = run_fingerprint(settings, train, val)
     resume = resume_folder(fingerprint)
-    with sole_use(resume) if rank() == 0 else nullcontext():
+    with hold(resume, resume, "a training", BUSY) if rank() == 0 else nullcontext():
         train_network(settings, train, val, device, fingerprint, resume)
         if rank() == 0:
             shutil.rmtree(resume)
@@ -161,32 +169,6 @@ def resume_folder(fingerprint: str) -> Path:
     folder = Path(os.environ.get("DVC_ROOT", ".")) / ".dvc" / "tmp" / "resume" / fingerprint
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-@contextmanager
-def sole_use(resume: Path) -> Iterator[None]:
-    """Keep a second process from training the same run on the same state.
-
-    Raises:
-        TrainingError: another process, perhaps one left over from a killed pipeline, trains it.
-    """
-    lock = FileLock(resume.with_suffix(".lock"))
-    holder = resume.with_suffix(".pid")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise TrainingError(
-            f"process {holder.read_text()} is training this run",
-            where=resume,
-            mend="wait for it, or end it and start again; the run then goes on where it stopped",
-        ) from error
-    with lock:
-        try:
-            with naming(holder):
-                holder.write_text(str(os.getpid()))
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
 
 
 def live_reporter(live: Live) -> Callable[[Record], None]:
