@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.features import rasterize
 from rasterio.rio.main import main_group as rio
 from rasterio.transform import Affine, from_origin
@@ -236,6 +237,54 @@ def test_a_second_raster_on_another_grid_stops_or_is_resampled(tmp_path):
     elsewhere = write(tmp_path / "far.tif", images[1], transform=from_origin(9e5, 5e6, 2, 2))
     with pytest.raises(GridMismatchError, match="shows no ground"):
         predict_raster(t1, elsewhere, detector(), tmp_path / "out", reading=Reading(align=True))
+
+
+def with_hole(path: Path, image: np.ndarray, how: str, **options: Any) -> Path:
+    """Write an image whose upper left 4 x 4 pixels are missing, which is said in some way."""
+    valid = np.ones(image.shape[:2], bool)
+    valid[:4, :4] = False
+    if how == "nodata":
+        image[~valid] = 7
+        return write(path, image, nodata=7, **options)
+    if how == "alpha":
+        opaque = 255 if image.dtype == np.uint8 else 32_767
+        alpha = valid[..., None].astype(image.dtype) * opaque
+        write(path, np.concatenate((image, alpha), axis=2), photometric="minisblack", **options)
+        with rasterio.open(path, "r+") as raster:
+            raster.colorinterp = [*raster.colorinterp[:3], ColorInterp.alpha]
+        return path
+    write(path, image, nodata=0 if how == "mask beside nodata" else None, **options)
+    inside = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=how == "internal mask")
+    with inside, rasterio.open(path, "r+") as raster:
+        raster.write_mask(valid)
+    assert path.with_suffix(".tif.msk").exists() == (how != "internal mask")
+    return path
+
+
+@pytest.mark.parametrize("align", [True, False])
+@pytest.mark.parametrize(
+    "how", ["nothing", "nodata", "mask", "internal mask", "mask beside nodata", "alpha"]
+)
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "uint16", "int16", "uint32", "int32", "float32", "float64"]
+)
+def test_ground_that_the_second_raster_lacks_is_no_data(tmp_path, dtype, how, align):
+    images = scenes(60, 60)
+    row, col = (4, 3) if align else (0, 0)
+    second = images[1, row:, col:].astype(dtype)
+    place = PLACE @ Affine.translation(col, row)
+    t1 = write(tmp_path / "t1.tif", images[0])
+    expected = np.zeros((60, 60), bool)
+    expected[row:, col:] = True
+    if how == "nothing":
+        t2 = write(tmp_path / "t2.tif", second, transform=place)
+    else:
+        t2 = with_hole(tmp_path / "t2.tif", second, how, transform=place)
+        expected[row : row + 4, col : col + 4] = False
+    with RasterPair(str(t1), str(t2), Reading(scale=(0, 255), align=align)) as pair:
+        pixels, valid = pair.read(0, 60)
+    np.testing.assert_array_equal(valid, expected)
+    np.testing.assert_array_equal(pixels[1][valid], images[1][expected])
 
 
 def test_the_summary_knows_its_inputs_and_how_long_it_took(pair, tmp_path):

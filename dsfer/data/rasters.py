@@ -358,12 +358,18 @@ def missing_data(
     Raises:
         DataError: the file is damaged there.
     """
-    if all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums):
+    unmasked = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
+    if unmasked and ColorInterp.alpha not in dataset.colorinterp:
         return None
     try:
-        mask: npt.NDArray[np.bool_] = dataset.dataset_mask(window=window, out_shape=shape) == 0
+        if unmasked:  # GDAL takes alpha for a mask in samples of uint8 and uint16 alone
+            alpha = dataset.colorinterp.index(ColorInterp.alpha) + 1
+            valid = dataset.read(alpha, window=window, out_shape=shape)
+        else:
+            valid = dataset.dataset_mask(window=window, out_shape=shape)
     except RasterioError as error:
         raise _damaged(dataset, window, error) from error
+    mask: npt.NDArray[np.bool_] = valid == 0
     return mask
 
 

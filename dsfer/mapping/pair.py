@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from rasterio.enums import MaskFlags, Resampling
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
@@ -139,15 +139,17 @@ class RasterPair:
 
 def _resampled(raster: DatasetReader, grid: Grid) -> WarpedVRT:
     """A raster on another grid, bilinear, without data where it shows nothing."""
-    everywhere = all(MaskFlags.all_valid in flags for flags in raster.mask_flag_enums)
+    by_nodata = any(MaskFlags.nodata in flags for flags in raster.mask_flag_enums)
     return WarpedVRT(
         raster,
+        # GDAL would warp by the nodata value of a raster that it reads by its mask.
+        src_nodata=raster.nodata if by_nodata else None,
         crs=grid.crs,
         transform=grid.transform,
         width=grid.cols,
         height=grid.rows,
         resampling=Resampling.bilinear,
-        add_alpha=everywhere,
+        add_alpha=not by_nodata and ColorInterp.alpha not in raster.colorinterp,
     )
 
 
