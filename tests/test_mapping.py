@@ -80,9 +80,10 @@ def write(
 ) -> Path:
     """Write (rows, cols, bands) as GeoTIFF."""
     rows, cols, bands = image.shape
+    options = {"dtype": image.dtype} | options
     with rasterio.open(
         path, "w", driver="GTiff", width=cols, height=rows, count=bands,
-        dtype=image.dtype, crs=crs, transform=transform, **options,
+        crs=crs, transform=transform, **options,
     ) as raster:  # fmt: skip
         raster.write(image.transpose(2, 0, 1))
     return path
@@ -474,6 +475,7 @@ def damage(kind: str) -> Callable[[Path, np.ndarray], Path]:
             p, np.concatenate((i, i[..., :1]), 2), photometric="minisblack"
         ),
         "complex": lambda p, i: write(p, i.astype(np.complex64)),
+        "complex integers": lambda p, i: write(p, i.astype(np.complex64), dtype="complex_int16"),
         "shifted": lambda p, i: write(p, i, transform=PLACE @ Affine.translation(1, 0)),
         "missing": lambda p, i: p,
         "no image": lambda p, i: (p.write_bytes(b"no image"), p)[1],
@@ -491,6 +493,7 @@ def damage(kind: str) -> Callable[[Path, np.ndarray], Path]:
         ("one band", ("has 1 band", "bands")),
         ("four bands", ("has 4 bands", "bands")),
         ("complex", ("complex64", "amplitudes")),
+        ("complex integers", ("complex_int16", "amplitudes")),
         ("shifted", ("1 pixels apart, 1 are tolerated", "--align")),
         ("missing", ("no such file", "put the file in place")),
         ("no image", ("cannot be opened", "replace the damaged file")),
@@ -505,6 +508,9 @@ def test_rasters_that_cannot_be_mapped(tmp_path, kind, parts):
         predict_raster(t1, t2, detector(), tmp_path / "out")
     for part in (*parts, "t2.tif"):
         assert part in str(refused.value)
+    if kind.startswith("complex"):  # no scale makes amplitudes of them
+        with pytest.raises(DataError, match="samples are complex"):
+            predict_raster(t1, t2, detector(), tmp_path / "out", reading=Reading(scale=(0, 255)))
     assert sorted(tmp_path.rglob("*")) == before
 
 
