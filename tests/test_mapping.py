@@ -32,7 +32,7 @@ from torch import nn
 import dsfer
 from dsfer.cli import main
 from dsfer.detector import Detector, predict_array
-from dsfer.errors import ConfigError, DataError, DsferError, GridMismatchError
+from dsfer.errors import ConfigError, DataError, DsferError, GridMismatchError, LabelError
 from dsfer.evaluation import Inference
 from dsfer.mapping.grids import Grid
 from dsfer.mapping.pair import RasterPair, Reading
@@ -437,6 +437,56 @@ def test_a_label_scores_the_map_in_both_protocols(tmp_path):
     assert errors[12, 22] == 3  # missed
 
 
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (lambda p, t: p, DataError, "no such file"),
+        (lambda p, t: (p.write_bytes(b"no image"), p)[1], DataError, "cannot be opened"),
+        (lambda p, t: write(p, t.repeat(3, 2)), LabelError, "has 3 bands, not one"),
+        (lambda p, t: write(p, t.astype(np.uint16)), LabelError, "samples are uint16, not 8-bit"),
+        (lambda p, t: write(p, t[1:]), GridMismatchError, "the sizes differ.*resample the label"),
+        (lambda p, t: write(p, t[1:], None), GridMismatchError, "is 40 x 49 pixels"),
+        (
+            lambda p, t: write(p, t, transform=PLACE @ Affine.translation(0, 2)),
+            GridMismatchError,
+            "the grids lie 2 pixels apart.*resample the label",
+        ),
+        (lambda p, t: write(p, t, 32634), GridMismatchError, "reference systems differ"),
+    ],
+)
+def test_a_label_that_cannot_score_the_map_is_refused_before_the_network_works(
+    tmp_path, bad, error, message
+):
+    files = [write(tmp_path / f"{i}.tif", image) for i, image in enumerate(scenes(50, 40))]
+    label = bad(tmp_path / "label.tif", np.zeros((50, 40, 1), np.uint8))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(error, match=rf"label\.tif: .*{message}"):
+        predict_raster(*files, cut_off(1), tmp_path / "out", label=Label(label))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_unknown_label_rule_is_refused_before_the_network_works(pair, tmp_path):
+    t1, t2, images = pair
+    label = Label(write(tmp_path / "label.tif", images[0, ..., :1]), "binary2")
+    with pytest.raises(ConfigError, match="unknown label rule 'binary2'"):
+        predict_raster(t1, t2, cut_off(1), tmp_path / "out", label=label)
+
+
+def test_a_label_without_a_place_scores_by_its_pixels_and_its_nodata_is_not_scored(tmp_path):
+    images = np.full((2, 50, 40, 3), 90, np.uint8)
+    images[1, 10:20, 10:20] = 250
+    truth = np.zeros((50, 40, 1), np.uint8)
+    truth[10:20, 10:20] = 255
+    truth[15:, :] = 7
+    files = [write(tmp_path / f"{i}.tif", image) for i, image in enumerate(images)]
+    label = write(tmp_path / "label.tif", truth, None, Affine.identity(), nodata=7)
+    summary = predict_raster(*files, detector(), tmp_path / "out", label=Label(label))
+    for scores in summary["scores"].values():
+        counts = [scores[name] for name in ("tp", "fp", "fn", "tn")]
+        assert counts == [50, 0, 0, 15 * 40 - 50]
+    assert (read(tmp_path / "out/errors.tif")[15:] == 255).all()
+
+
 def test_the_threshold_of_validation_is_taken_and_said(pair, tmp_path):
     t1, t2, images = pair
     options = MapOptions(threshold="auto")
@@ -637,8 +687,13 @@ def server(tmp_path: Path) -> Iterator[str]:
 def test_rasters_behind_an_address(bundle, pair, server, tmp_path, capsys):
     t1, t2, _ = pair
     here = dsfer.predict_raster(t1, t2, bundle, tmp_path / "here")
-    there = dsfer.predict_raster(f"{server}/t1.tif", f"{server}/t2.tif", bundle, tmp_path / "out")
+    write(tmp_path / "label.tif", np.zeros((70, 90, 1), np.uint8))
+    there = dsfer.predict_raster(
+        f"{server}/t1.tif", f"{server}/t2.tif", bundle, tmp_path / "out",
+        label=Label(f"{server}/label.tif"),
+    )  # fmt: skip
     assert there["t2"] == f"{server}/t2.tif"
+    assert there["scores"]["map"]["tp"] == 0
     assert there["pixels"] == here["pixels"]
     missing = said(
         capsys, t1, f"{server}/none.tif", "--weights", bundle, "--out", tmp_path / "none"
