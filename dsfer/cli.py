@@ -142,7 +142,7 @@ def predict(
     fill_holes: Annotated[float, typer.Option(help="Close holes below, in m².")] = 0.0,
     simplify: Annotated[float, typer.Option(help="Pixels by which outlines may move.")] = 0.0,
     geojson: Annotated[bool, typer.Option(help="Write GeoJSON, too.")] = False,
-    label: Annotated[Path | None, typer.Option(help="Raster of what really changed.")] = None,
+    label: Annotated[str | None, typer.Option(help="Raster of what really changed.")] = None,
     label_rule: Annotated[str, typer.Option(help="How label values are read.")] = "binary255",
     device: Annotated[Device, typer.Option(help="auto takes a GPU if there is one.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,

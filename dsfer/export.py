@@ -203,7 +203,7 @@ def description(metadata: Metadata, step: int | None) -> dict[str, Any]:
             "softmax over axis 1; index 1 is the probability of change",
             "a pixel has changed where it is above the threshold, or above 0.5 where that is null",
             f"larger images: windows of {size} x {size}, which overlap by half and are blended "
-            "with weights that fall linearly to the edge",
+            "with weights that fall linearly to those sides of a window that have a neighbour",
         ],
         "versions": {name: version(name) for name in ("dsfer", "torch", "onnx", "onnxruntime")},
     }

@@ -5,6 +5,7 @@ The `stitched` protocol of evaluation and maps of whole rasters are this one pie
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from itertools import islice
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ T = TypeVar("T")
 ReadWindow = Callable[[int, int, int], np.ndarray | None]
 PredictWindows = Callable[[np.ndarray], np.ndarray]
 Corner = tuple[int, int]
+Sides = tuple[bool, bool]
+"""Of a window along one axis: whether it fades out towards its first pixel and its last one."""
 
 
 def window_starts(length: int, size: int, overlap: int) -> list[int]:
@@ -33,18 +36,44 @@ def window_starts(length: int, size: int, overlap: int) -> list[int]:
     return [*starts, length - size]
 
 
-def blend_weights(size: int, overlap: int) -> np.ndarray:
-    """Weight of each pixel of a window: 1 inside, falling linearly to the edge over the overlap.
+def fading_sides(start: int, size: int, length: int) -> Sides:
+    """Where a window fades out: towards its neighbours, not where the scene itself ends.
+
+    The last window, moved back, may end a pixel after the one before it. Were both to fade out
+    there, the first of the two would leave with a third of the weight: a seam.
+
+    Args:
+        start: first pixel of the window.
+        size: side of a window.
+        length: pixels of the scene along this axis.
+    """
+    return start > 0, start + size < length
+
+
+def blend_weights(
+    size: int, overlap: int, rows: Sides = (True, True), cols: Sides = (True, True)
+) -> np.ndarray:
+    """Weight of each pixel of a window: 1 inside, falling linearly to its sides over the overlap.
 
     Weights are positive everywhere; `change_probability` divides by their sum, so that the
     weights of all windows over a pixel add up to one.
 
+    Args:
+        size: side of a window.
+        overlap: pixels that neighbours share at least, below `size`.
+        rows: whether it fades towards its first and its last row, see `fading_sides`.
+        cols: the same of columns.
+
     Returns:
         (size, size) float64 in (0, 1].
     """
-    distance = np.minimum(np.arange(size), np.arange(size)[::-1]) + 1.0
-    ramp = np.minimum(distance / (overlap + 1), 1.0)
-    return np.outer(ramp, ramp)
+    rising = np.minimum(np.arange(1, size + 1) / (overlap + 1), 1.0)
+
+    def ramp(sides: Sides) -> np.ndarray:
+        first, last = (rising if fades else np.ones(size) for fades in sides)
+        return np.minimum(first, last[::-1])
+
+    return np.outer(ramp(rows), ramp(cols))
 
 
 def change_probability(
@@ -82,7 +111,8 @@ def change_probability(
     rows, cols = shape
     if from_row >= rows:
         return
-    weights = blend_weights(tile_size, overlap)
+    # Along a row they are of three kinds at most: first, inner and last.
+    weights_of = lru_cache(maxsize=4)(partial(blend_weights, tile_size, overlap))
     tops = [top for top in window_starts(rows, tile_size, overlap) if top + tile_size > from_row]
     lefts = window_starts(cols, tile_size, overlap)
     corners = [(top, left) for top in tops for left in lefts]
@@ -105,6 +135,9 @@ def change_probability(
             total, weight = (_shift_up(sums, top - current) for sums in (total, weight))
             current = top
         if probability is not None:
+            weights = weights_of(
+                fading_sides(top, tile_size, rows), fading_sides(left, tile_size, cols)
+            )
             total[:, left : left + tile_size] += weights * probability
             weight[:, left : left + tile_size] += weights
     yield finished(rows)

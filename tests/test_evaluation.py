@@ -26,7 +26,7 @@ from dsfer.evaluation import (
     whole_scenes,
 )
 from dsfer.models.output import ChangeOutput
-from dsfer.prediction import blend_weights, window_starts
+from dsfer.prediction import blend_weights, fading_sides, window_starts
 from tests.test_crop import made_up, scene, write
 
 SIZE = 16
@@ -183,7 +183,6 @@ def test_tiles_off_the_grid_or_twice_do_not_add_up_to_a_scene(cropped):
 def test_stitched_scenes_are_the_weighted_mean_of_their_windows(tiles, context, overlap):
     found = list(stitched_scenes(Difference(context), tiles, inference(), overlap=overlap))
     assert [each.scene for each in found] == sorted(SHAPES)
-    weights = blend_weights(SIZE, overlap).astype(float)
     for name, pair, label, probability in found:
         expected_pair, expected_label = truth(name)
         np.testing.assert_array_equal(pair, expected_pair)
@@ -198,6 +197,8 @@ def test_stitched_scenes_are_the_weighted_mean_of_their_windows(tiles, context, 
         for top in window_starts(rows, SIZE, overlap):
             for left in window_starts(cols, SIZE, overlap):
                 window = slice(top, top + SIZE), slice(left, left + SIZE)
+                sides = (fading_sides(top, SIZE, rows), fading_sides(left, SIZE, cols))
+                weights = blend_weights(SIZE, overlap, *sides)
                 total[window] += weights * probability_of(full[:, *window], context)
                 weight[window] += weights
         assert probability.shape == (rows, cols)

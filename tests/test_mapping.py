@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.features import rasterize
 from rasterio.rio.main import main_group as rio
 from rasterio.transform import Affine, from_origin
@@ -31,7 +32,7 @@ from torch import nn
 import dsfer
 from dsfer.cli import main
 from dsfer.detector import Detector, predict_array
-from dsfer.errors import ConfigError, DataError, DsferError, GridMismatchError
+from dsfer.errors import ConfigError, DataError, DsferError, GridMismatchError, LabelError
 from dsfer.evaluation import Inference
 from dsfer.mapping.grids import Grid
 from dsfer.mapping.pair import RasterPair, Reading
@@ -79,9 +80,10 @@ def write(
 ) -> Path:
     """Write (rows, cols, bands) as GeoTIFF."""
     rows, cols, bands = image.shape
+    options = {"dtype": image.dtype} | options
     with rasterio.open(
         path, "w", driver="GTiff", width=cols, height=rows, count=bands,
-        dtype=image.dtype, crs=crs, transform=transform, **options,
+        crs=crs, transform=transform, **options,
     ) as raster:  # fmt: skip
         raster.write(image.transpose(2, 0, 1))
     return path
@@ -238,6 +240,54 @@ def test_a_second_raster_on_another_grid_stops_or_is_resampled(tmp_path):
         predict_raster(t1, elsewhere, detector(), tmp_path / "out", reading=Reading(align=True))
 
 
+def with_hole(path: Path, image: np.ndarray, how: str, **options: Any) -> Path:
+    """Write an image whose upper left 4 x 4 pixels are missing, which is said in some way."""
+    valid = np.ones(image.shape[:2], bool)
+    valid[:4, :4] = False
+    if how == "nodata":
+        image[~valid] = 7
+        return write(path, image, nodata=7, **options)
+    if how == "alpha":
+        opaque = 255 if image.dtype == np.uint8 else 32_767
+        alpha = valid[..., None].astype(image.dtype) * opaque
+        write(path, np.concatenate((image, alpha), axis=2), photometric="minisblack", **options)
+        with rasterio.open(path, "r+") as raster:
+            raster.colorinterp = [*raster.colorinterp[:3], ColorInterp.alpha]
+        return path
+    write(path, image, nodata=0 if how == "mask beside nodata" else None, **options)
+    inside = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=how == "internal mask")
+    with inside, rasterio.open(path, "r+") as raster:
+        raster.write_mask(valid)
+    assert path.with_suffix(".tif.msk").exists() == (how != "internal mask")
+    return path
+
+
+@pytest.mark.parametrize("align", [True, False])
+@pytest.mark.parametrize(
+    "how", ["nothing", "nodata", "mask", "internal mask", "mask beside nodata", "alpha"]
+)
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "uint16", "int16", "uint32", "int32", "float32", "float64"]
+)
+def test_ground_that_the_second_raster_lacks_is_no_data(tmp_path, dtype, how, align):
+    images = scenes(60, 60)
+    row, col = (4, 3) if align else (0, 0)
+    second = images[1, row:, col:].astype(dtype)
+    place = PLACE @ Affine.translation(col, row)
+    t1 = write(tmp_path / "t1.tif", images[0])
+    expected = np.zeros((60, 60), bool)
+    expected[row:, col:] = True
+    if how == "nothing":
+        t2 = write(tmp_path / "t2.tif", second, transform=place)
+    else:
+        t2 = with_hole(tmp_path / "t2.tif", second, how, transform=place)
+        expected[row : row + 4, col : col + 4] = False
+    with RasterPair(str(t1), str(t2), Reading(scale=(0, 255), align=align)) as pair:
+        pixels, valid = pair.read(0, 60)
+    np.testing.assert_array_equal(valid, expected)
+    np.testing.assert_array_equal(pixels[1][valid], images[1][expected])
+
+
 def test_the_summary_knows_its_inputs_and_how_long_it_took(pair, tmp_path):
     t1, t2, images = pair
     left, top = rasterio.warp.transform(UTM, CRS.from_epsg(3857), [500_000], [5_000_000])
@@ -387,6 +437,56 @@ def test_a_label_scores_the_map_in_both_protocols(tmp_path):
     assert errors[12, 22] == 3  # missed
 
 
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (lambda p, t: p, DataError, "no such file"),
+        (lambda p, t: (p.write_bytes(b"no image"), p)[1], DataError, "cannot be opened"),
+        (lambda p, t: write(p, t.repeat(3, 2)), LabelError, "has 3 bands, not one"),
+        (lambda p, t: write(p, t.astype(np.uint16)), LabelError, "samples are uint16, not 8-bit"),
+        (lambda p, t: write(p, t[1:]), GridMismatchError, "the sizes differ.*resample the label"),
+        (lambda p, t: write(p, t[1:], None), GridMismatchError, "is 40 x 49 pixels"),
+        (
+            lambda p, t: write(p, t, transform=PLACE @ Affine.translation(0, 2)),
+            GridMismatchError,
+            "the grids lie 2 pixels apart.*resample the label",
+        ),
+        (lambda p, t: write(p, t, 32634), GridMismatchError, "reference systems differ"),
+    ],
+)
+def test_a_label_that_cannot_score_the_map_is_refused_before_the_network_works(
+    tmp_path, bad, error, message
+):
+    files = [write(tmp_path / f"{i}.tif", image) for i, image in enumerate(scenes(50, 40))]
+    label = bad(tmp_path / "label.tif", np.zeros((50, 40, 1), np.uint8))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(error, match=rf"label\.tif: .*{message}"):
+        predict_raster(*files, cut_off(1), tmp_path / "out", label=Label(label))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_unknown_label_rule_is_refused_before_the_network_works(pair, tmp_path):
+    t1, t2, images = pair
+    label = Label(write(tmp_path / "label.tif", images[0, ..., :1]), "binary2")
+    with pytest.raises(ConfigError, match="unknown label rule 'binary2'"):
+        predict_raster(t1, t2, cut_off(1), tmp_path / "out", label=label)
+
+
+def test_a_label_without_a_place_scores_by_its_pixels_and_its_nodata_is_not_scored(tmp_path):
+    images = np.full((2, 50, 40, 3), 90, np.uint8)
+    images[1, 10:20, 10:20] = 250
+    truth = np.zeros((50, 40, 1), np.uint8)
+    truth[10:20, 10:20] = 255
+    truth[15:, :] = 7
+    files = [write(tmp_path / f"{i}.tif", image) for i, image in enumerate(images)]
+    label = write(tmp_path / "label.tif", truth, None, Affine.identity(), nodata=7)
+    summary = predict_raster(*files, detector(), tmp_path / "out", label=Label(label))
+    for scores in summary["scores"].values():
+        counts = [scores[name] for name in ("tp", "fp", "fn", "tn")]
+        assert counts == [50, 0, 0, 15 * 40 - 50]
+    assert (read(tmp_path / "out/errors.tif")[15:] == 255).all()
+
+
 def test_the_threshold_of_validation_is_taken_and_said(pair, tmp_path):
     t1, t2, images = pair
     options = MapOptions(threshold="auto")
@@ -425,6 +525,7 @@ def damage(kind: str) -> Callable[[Path, np.ndarray], Path]:
             p, np.concatenate((i, i[..., :1]), 2), photometric="minisblack"
         ),
         "complex": lambda p, i: write(p, i.astype(np.complex64)),
+        "complex integers": lambda p, i: write(p, i.astype(np.complex64), dtype="complex_int16"),
         "shifted": lambda p, i: write(p, i, transform=PLACE @ Affine.translation(1, 0)),
         "missing": lambda p, i: p,
         "no image": lambda p, i: (p.write_bytes(b"no image"), p)[1],
@@ -442,6 +543,7 @@ def damage(kind: str) -> Callable[[Path, np.ndarray], Path]:
         ("one band", ("has 1 band", "bands")),
         ("four bands", ("has 4 bands", "bands")),
         ("complex", ("complex64", "amplitudes")),
+        ("complex integers", ("complex_int16", "amplitudes")),
         ("shifted", ("1 pixels apart, 1 are tolerated", "--align")),
         ("missing", ("no such file", "put the file in place")),
         ("no image", ("cannot be opened", "replace the damaged file")),
@@ -456,6 +558,9 @@ def test_rasters_that_cannot_be_mapped(tmp_path, kind, parts):
         predict_raster(t1, t2, detector(), tmp_path / "out")
     for part in (*parts, "t2.tif"):
         assert part in str(refused.value)
+    if kind.startswith("complex"):  # no scale makes amplitudes of them
+        with pytest.raises(DataError, match="samples are complex"):
+            predict_raster(t1, t2, detector(), tmp_path / "out", reading=Reading(scale=(0, 255)))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -582,8 +687,13 @@ def server(tmp_path: Path) -> Iterator[str]:
 def test_rasters_behind_an_address(bundle, pair, server, tmp_path, capsys):
     t1, t2, _ = pair
     here = dsfer.predict_raster(t1, t2, bundle, tmp_path / "here")
-    there = dsfer.predict_raster(f"{server}/t1.tif", f"{server}/t2.tif", bundle, tmp_path / "out")
+    write(tmp_path / "label.tif", np.zeros((70, 90, 1), np.uint8))
+    there = dsfer.predict_raster(
+        f"{server}/t1.tif", f"{server}/t2.tif", bundle, tmp_path / "out",
+        label=Label(f"{server}/label.tif"),
+    )  # fmt: skip
     assert there["t2"] == f"{server}/t2.tif"
+    assert there["scores"]["map"]["tp"] == 0
     assert there["pixels"] == here["pixels"]
     missing = said(
         capsys, t1, f"{server}/none.tif", "--weights", bundle, "--out", tmp_path / "none"

@@ -145,9 +145,9 @@ def inspect_scene(scene: Scene, bands: Bands | None) -> SceneFacts:
         for image in (t1, t2):
             _check_bytes(image)
             choose_bands(image, bands)
-        _check_label(label)
+        check_label(label)
         for other in (t2, label):
-            _check_size(t1, other)
+            check_size(t1, other)
         row: dict[str, Any] = {"id": scene.id, "rows": t1.height, "cols": t1.width}
         for name, dataset in zip(_MEMBERS, (t1, t2, label), strict=True):
             row |= _facts(name, dataset)
@@ -199,7 +199,12 @@ def choose_bands(image: DatasetReader, bands: Bands | None) -> Bands:
     return 1, 2, 3
 
 
-def _check_label(label: DatasetReader) -> None:
+def check_label(label: DatasetReader) -> None:
+    """Check that a raster can be a label.
+
+    Raises:
+        LabelError: it is not one 8-bit band.
+    """
     if label.count != 1:
         raise LabelError(
             f"label has {label.count} bands, not one",
@@ -214,7 +219,12 @@ def _check_label(label: DatasetReader) -> None:
         )
 
 
-def _check_size(first: DatasetReader, other: DatasetReader) -> None:
+def check_size(first: DatasetReader, other: DatasetReader) -> None:
+    """Check that two rasters have as many rows and columns.
+
+    Raises:
+        GridMismatchError: they do not.
+    """
     if first.shape != other.shape:
         raise GridMismatchError(
             "is {1} x {0} pixels (width x height), but ".format(*other.shape)
@@ -233,6 +243,11 @@ def _facts(name: str, dataset: DatasetReader) -> dict[str, Any]:
         f"{name}_crs": dataset.crs.to_wkt() if dataset.crs else None,
         f"{name}_transform": tuple(transform)[:6] if transform else None,
     }
+
+
+def has_place(dataset: DatasetReader) -> bool:
+    """Whether a raster says where on the earth it lies."""
+    return dataset.crs is not None and _transform(dataset) is not None
 
 
 def _transform(dataset: DatasetReader) -> Affine | None:
@@ -290,8 +305,8 @@ class SceneReader:
     def read(self, start: int, stop: int) -> Strip:
         """Read full-width rows; cheapest in ascending order.
 
-        Pixels that are nodata or masked in one of the dates become 255 in the label, and so does
-        a nodata value of the label which its rule does not use.
+        Pixels that are nodata or masked in one of the dates become 255 in the label, and so do
+        those that `read_label` names.
 
         Args:
             start: first row.
@@ -304,21 +319,37 @@ class SceneReader:
         window = Window(0, start, self._t1.width, stop - start)
         t1 = read_bands(self._t1, self._bands[0], window)
         t2 = read_bands(self._t2, self._bands[1], window)
-        raw = read_bands(self._label, (1,), window)[:, :, 0]
-        label = self._decoded(raw)
+        label, raw = read_label(self._label, self._rule, window)
         for image in (self._t1, self._t2):
             if (masked := missing_data(image, window)) is not None:
                 label[masked] = IGNORE
         return Strip(start, t1, t2, label, raw)
 
-    def _decoded(self, raw: Pixels) -> Pixels:
-        nodata = self._label.nodata
-        if nodata is None or nodata in label_rule(self._rule).allowed:
-            return decode_label(raw, self._rule, self._scene.label)
-        unknown = raw == nodata
-        label = decode_label(np.where(unknown, np.uint8(0), raw), self._rule, self._scene.label)
-        label[unknown] = IGNORE
-        return label
+
+def read_label(dataset: DatasetReader, rule: str, window: Window) -> tuple[Pixels, Pixels]:
+    """A window of a label that `check_label` has passed.
+
+    Args:
+        dataset: the open label.
+        rule: label rule, see `dsfer.data.labels`.
+        window: what to read.
+
+    Returns:
+        (h, w) uint8: 0 unchanged, 1 changed, 255 where the label has a nodata value which its rule
+        does not use; and the values as stored.
+
+    Raises:
+        DataError: the file is damaged there.
+        LabelError: it holds a value that the rule does not allow.
+        ConfigError: there is no such rule.
+    """
+    raw: Pixels = read_bands(dataset, (1,), window)[:, :, 0]
+    if dataset.nodata is None or dataset.nodata in label_rule(rule).allowed:
+        return decode_label(raw, rule, dataset.name), raw
+    unknown = raw == dataset.nodata
+    label = decode_label(np.where(unknown, np.uint8(0), raw), rule, dataset.name)
+    label[unknown] = IGNORE
+    return label, raw
 
 
 def read_bands(
@@ -358,12 +389,18 @@ def missing_data(
     Raises:
         DataError: the file is damaged there.
     """
-    if all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums):
+    unmasked = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
+    if unmasked and ColorInterp.alpha not in dataset.colorinterp:
         return None
     try:
-        mask: npt.NDArray[np.bool_] = dataset.dataset_mask(window=window, out_shape=shape) == 0
+        if unmasked:  # GDAL takes alpha for a mask in samples of uint8 and uint16 alone
+            alpha = dataset.colorinterp.index(ColorInterp.alpha) + 1
+            valid = dataset.read(alpha, window=window, out_shape=shape)
+        else:
+            valid = dataset.dataset_mask(window=window, out_shape=shape)
     except RasterioError as error:
         raise _damaged(dataset, window, error) from error
+    mask: npt.NDArray[np.bool_] = valid == 0
     return mask
 
 

@@ -107,13 +107,20 @@ def _name(raster: DatasetReader) -> str:
     return Path(raster.name).name
 
 
-def check_same_grid(t1: DatasetReader, t2: DatasetReader, *, tolerance: float) -> float:
+def check_same_grid(
+    t1: DatasetReader,
+    t2: DatasetReader,
+    *,
+    tolerance: float,
+    mend: str = "add --align to resample the second raster onto the first",
+) -> float:
     """Check that the second raster lies on the grid of the first.
 
     Args:
         t1: first date.
-        t2: second date.
+        t2: second date, or a label.
         tolerance: pixels by which the grids may lie apart.
+        mend: what to do where they do not.
 
     Returns:
         Pixels by which they do.
@@ -135,7 +142,7 @@ def check_same_grid(t1: DatasetReader, t2: DatasetReader, *, tolerance: float) -
     raise GridMismatchError(
         f"{problem}: it has {second}, but {t1.name} has {first}",
         where=t2.name,
-        mend="add --align to resample the second raster onto the first",
+        mend=mend,
     )
 
 

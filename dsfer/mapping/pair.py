@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from rasterio.enums import MaskFlags, Resampling
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
@@ -20,7 +20,9 @@ from rasterio.windows import Window
 from dsfer.data.rasters import (
     GDAL_OPTIONS,
     Bands,
+    check_size,
     choose_bands,
+    has_place,
     missing_data,
     open_raster,
     read_bands,
@@ -90,6 +92,7 @@ class RasterPair:
             else:
                 self.offset = check_same_grid(first, second, tolerance=reading.tolerance)
             self._rasters = (first, second)
+            self._tolerance = reading.tolerance
             self.names = f"{t1} and {t2}"
             self._stack = stack.pop_all()
 
@@ -103,6 +106,25 @@ class RasterPair:
         traceback: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+    def check_fits(self, label: DatasetReader) -> None:
+        """Check that a label has the size of the first date and, where it has a place, its grid.
+
+        Raises:
+            GridMismatchError: it does not.
+            DataError: its grid is none to draw maps on.
+        """
+        first = self._rasters[0]
+        if has_place(label):
+            check_same_grid(
+                first,
+                label,
+                tolerance=self._tolerance,
+                mend="resample the label onto the grid of the first raster, with nearest "
+                "neighbours, for instance with `rio warp --like`",
+            )
+        else:
+            check_size(first, label)
 
     def read(self, start: int, stop: int) -> tuple[Pixels, npt.NDArray[np.bool_]]:
         """Read full-width rows; cheapest in ascending order.
@@ -139,15 +161,17 @@ class RasterPair:
 
 def _resampled(raster: DatasetReader, grid: Grid) -> WarpedVRT:
     """A raster on another grid, bilinear, without data where it shows nothing."""
-    everywhere = all(MaskFlags.all_valid in flags for flags in raster.mask_flag_enums)
+    by_nodata = any(MaskFlags.nodata in flags for flags in raster.mask_flag_enums)
     return WarpedVRT(
         raster,
+        # GDAL would warp by the nodata value of a raster that it reads by its mask.
+        src_nodata=raster.nodata if by_nodata else None,
         crs=grid.crs,
         transform=grid.transform,
         width=grid.cols,
         height=grid.rows,
         resampling=Resampling.bilinear,
-        add_alpha=everywhere,
+        add_alpha=not by_nodata and ColorInterp.alpha not in raster.colorinterp,
     )
 
 

@@ -175,7 +175,7 @@ def map_pair(
         folder,
         reading=reading,
         options=options,
-        label=Label(Path(pair.label), label_rule) if pair.label else None,
+        label=Label(pair.label, label_rule) if pair.label else None,
         resume=resume,
     )
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,7 +28,7 @@ from dsfer.mapping.polygons import (
 )
 from dsfer.mapping.preview import COLOUR, write_preview
 from dsfer.mapping.raw import RawRaster
-from dsfer.mapping.scoring import ERROR_PALETTE, Label, score
+from dsfer.mapping.scoring import ERROR_PALETTE, Label, check_fits, score
 from dsfer.mapping.work import PROGRESS, rows_done, save_progress, work_folder
 from dsfer.prediction import ahead, change_probability
 
@@ -122,14 +123,18 @@ def predict_raster(
         CheckpointError: as `dsfer.load`.
         DataError: the rasters cannot be read or mapped; `out` is there already or is being made.
         OSError: the disk is full or may not be written to.
-        GridMismatchError: the grids of the two differ.
-        LabelError: the label breaks its rule.
+        GridMismatchError: the grids of the two differ, or that of the label.
+        LabelError: the label is not one 8-bit band, or breaks its rule.
     """
     out, detector = Path(out), as_detector(detector)
     reading = replace(reading, bands=reading.bands or detector.metadata.bands)
     threshold_from = _threshold_from(options, detector)
     options = replace(options, threshold=detector.threshold(options.threshold))
-    with RasterPair(str(t1), str(t2), reading) as pair, work_folder(out) as work:
+    with ExitStack() as stack:
+        pair = stack.enter_context(RasterPair(str(t1), str(t2), reading))
+        if label is not None:
+            check_fits(label, pair)
+        work = stack.enter_context(work_folder(out))
         overlap = shared_pixels(detector.tile_size, options.overlap)
         identity: dict[str, Any] = {
             "t1": _identity(t1),

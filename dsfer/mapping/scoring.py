@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from rasterio.windows import Window
 
-from dsfer.data.labels import decode_label
+from dsfer.data.labels import label_rule
 from dsfer.data.manifest import IGNORE
-from dsfer.data.rasters import open_raster, read_bands
+from dsfer.data.rasters import check_label, open_raster, read_label
 from dsfer.data.tars import Pixels
 from dsfer.data.tiling import strip_windows
 from dsfer.detector import Detector
-from dsfer.errors import GridMismatchError
 from dsfer.figures import ERROR_COLOURS
 from dsfer.mapping.pair import RasterPair
 from dsfer.mapping.raw import RawRaster
 from dsfer.metrics import change_metrics, confusion_counts, finite, total_counts
+from dsfer.paths import location
 
 ERROR_NAMES = ("TN", "TP", "FP", "FN")
 """What the values 0, 1, 2, 3 of an error raster mean; 255 is not scored."""
@@ -32,12 +32,27 @@ class Label:
     """What really changed between two dates.
 
     Attributes:
-        path: raster of one 8-bit band on the grid of the first date.
+        path: raster of one 8-bit band on the grid of the first date, or an address that GDAL reads.
         rule: how its values are read, see `dsfer.data.labels`.
     """
 
-    path: Path
+    path: str | Path
     rule: str = "binary255"
+
+
+def check_fits(label: Label, pair: RasterPair) -> None:
+    """Check, from its header alone, that a label can score the map of a pair.
+
+    Raises:
+        ConfigError: there is no such rule.
+        DataError: the label cannot be opened.
+        LabelError: it is not one 8-bit band.
+        GridMismatchError: it is of another size or, where it has a place, on another grid.
+    """
+    label_rule(label.rule)
+    with open_raster(location(label.path)) as raster:
+        check_label(raster)
+        pair.check_fits(raster)
 
 
 def score(
@@ -53,7 +68,7 @@ def score(
     """Score a map in both protocols, and note the outcome of every pixel.
 
     Args:
-        label: what really changed.
+        label: what really changed, which `check_fits` has passed; nodata of its own is not scored.
         pair: the rasters.
         detector: the network, for the protocol `tiles`.
         probability: float32 of blended windows, NaN where there is no data.
@@ -67,8 +82,7 @@ def score(
         areas were left out.
 
     Raises:
-        GridMismatchError: the label is of another size.
-        LabelError: it breaks its rule.
+        LabelError: the label breaks its rule.
         DataError: it is damaged.
     """
     totals = dict.fromkeys(("tiles", "stitched", "map"), torch.zeros((1, 4), dtype=torch.int64))
@@ -95,18 +109,11 @@ def score(
 
 def _label_strips(label: Label, pair: RasterPair, size: int) -> Iterator[tuple[int, Pixels]]:
     """Rows of the label, `size` at a time: their first, and 0, 1 or 255 for each pixel."""
-    with open_raster(label.path) as raster:
-        if raster.shape != (pair.grid.rows, pair.grid.cols):
-            raise GridMismatchError(
-                f"is {raster.width} x {raster.height} pixels, the rasters are "
-                f"{pair.grid.cols} x {pair.grid.rows}",
-                where=label.path,
-                mend="give a label on the grid of the first raster",
-            )
+    with open_raster(location(label.path)) as raster:
         for start in range(0, pair.grid.rows, size):
             window = Window(0, start, pair.grid.cols, min(size, pair.grid.rows - start))
-            raw = read_bands(raster, (1,), window)[:, :, 0]
-            yield start, decode_label(raw, label.rule, label.path)
+            truth, _ = read_label(raster, label.rule, window)
+            yield start, truth
 
 
 def _isolated(
