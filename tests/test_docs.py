@@ -19,3 +19,16 @@ def test_every_test_that_a_document_names_exists():
     }
     assert len(named) > 50
     assert named <= defined, named - defined
+
+
+def test_the_loop_of_benchmarks_names_every_one_that_compares_ways():
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    (loop,) = re.findall(r"for name in (.*); do\n", page)
+    compare = {
+        path.stem
+        for path in (ROOT / "benchmarks").glob("*.py")
+        if re.search(r"(?<!def )\bcompare\(", path.read_text(encoding="utf-8"))
+    }
+    assert set(loop.split()) == compare
+    for name in compare:
+        assert f"\n    python -m benchmarks.{name}" in page
