@@ -245,7 +245,7 @@ def _from(stage: str) -> list[str]:
     return names[names.index(stage) :]
 
 
-@flow(name="pipeline", validate_parameters=True)
+@flow(name="pipeline")
 @takes_params(from_stage=Stage | None)
 def pipeline(changes: dict[str, Any], from_stage: str | None = None) -> str | None:
     """All stages from the imagery to the report, or those from one on.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -17,6 +17,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from dsfer.detector import Detector, load
+from dsfer.devices import Device
 from dsfer.errors import DataError, first_line
 from dsfer.figures import data_uri
 from dsfer.files import write_json
@@ -36,8 +37,6 @@ from pipeline.flows import end_with_worker
 
 PICTURE_HEIGHT = 400
 """Pixels of a preview in Prefect's pages."""
-
-Device = Literal["auto", "cpu", "cuda"]
 
 
 @flow(name="predict")
