@@ -42,6 +42,12 @@ BLOCK = 512
 
 SECONDS_BETWEEN_SAVES = 30.0
 
+PRODUCTS = (
+    *("probability.tif", "change.tif", "changes.gpkg", "changes.geojson", "preview.png"),
+    *("errors.tif", "errors.vrt", "errors.raw"),
+)
+"""What is made of the probabilities, in one run with a label or GeoJSON and in another without."""
+
 PACKAGES = ("dsfer", "torch", "rasterio", "geopandas")
 """Whose versions a summary states."""
 
@@ -296,6 +302,8 @@ class _Maps:
     def finish(self, options: MapOptions, label: Label | None) -> None:
         """Make everything that is made of the probabilities."""
         started, threshold = time.monotonic(), self.detector.threshold(options.threshold)
+        for name in PRODUCTS:  # of a run that was cut off here, perhaps with other options
+            (self.work / name).unlink(missing_ok=True)
         for rows in self._blocks():
             probability = self.probability.rows[rows]
             change = (probability > threshold).astype(np.uint8)
