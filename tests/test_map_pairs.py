@@ -1,6 +1,10 @@
 """Many pairs: how they are listed, and that one which fails stops no other."""
 
 import json
+import os
+import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,9 @@ from typer.testing import CliRunner
 import dsfer
 from dsfer.cli import app
 from dsfer.errors import ConfigError, DataError
-from dsfer.mapping.pairs import ListedPair, list_pairs
+from dsfer.mapping.pair import Reading
+from dsfer.mapping.pairs import ListedPair, list_pairs, map_pair, map_pairs
+from dsfer.mapping.predict import MapOptions
 from dsfer.weights import Metadata, save_weights
 from tests.test_mapping import scenes, write
 
@@ -120,3 +126,36 @@ def test_the_command_maps_all_that_can_be_and_later_what_is_missing(listed):
     assert "these maps were made with" in str(done.exception)
     done = CliRunner().invoke(app, [*arguments, "--label", "truth.tif"])
     assert isinstance(done.exception, ConfigError) and "--label" in str(done.exception)
+
+
+def test_maps_of_other_rasters_or_read_in_another_way_are_not_taken_for_done(listed):
+    out, network = listed / "maps", dsfer.load(listed / "weights.safetensors")
+    pair = list_pairs(listed)[0]
+    summary = map_pair(pair, network, out)
+    again = partial(map_pair, detector=network, out=out, resume=True)
+    assert again(pair) == summary
+    other = replace(pair, t2=pair.t1)
+    for changed, what in (
+        (partial(again, other), "t2"),
+        (partial(again, replace(pair, label=None)), "label"),
+        (partial(again, pair, label_rule="binary01"), "label"),
+        (partial(again, pair, reading=Reading(bands=(3, 2, 1))), "bands"),
+        (partial(again, pair, reading=Reading(scale=(0.0, 99.0))), "scale"),
+        (partial(again, pair, reading=Reading(align=True)), "align"),
+        (partial(again, pair, options=MapOptions(overlap=0.25)), "options"),
+    ):
+        with pytest.raises(ConfigError, match="these maps were made with") as refused:
+            changed()
+        assert refused.value.where == f"{out / pair.id}, {what}"
+        assert f"or remove {out / pair.id} to map it again" in str(refused.value)
+    write(Path(pair.t1), scenes(50, 60, seed=1)[0])  # replaced under the same name
+    os.utime(pair.t1, (1_700_000_000, 1_700_000_000))
+    rows = map_pairs([pair], network, out, resume=True)
+    assert rows[0]["status"] == "failed" and "a, t1: these maps were made with" in rows[0]["error"]
+    shutil.rmtree(out / pair.id)
+    assert again(pair)["identity"] != summary["identity"]
+    unknowing = json.loads((out / pair.id / "summary.json").read_text())
+    del unknowing["identity"]
+    (out / pair.id / "summary.json").write_text(json.dumps(unknowing))
+    with pytest.raises(ConfigError, match="made with something that was not noted"):
+        again(pair)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import geopandas as gpd
 import numpy as np
@@ -400,6 +401,23 @@ def test_a_run_that_was_cut_off_leaves_nothing_finished_and_goes_on(pair, tmp_pa
     assert sorted(p.name for p in out.iterdir()) == sorted(
         p.name for p in (tmp_path / "whole").iterdir()
     )
+
+
+@pytest.mark.parametrize("late", ["score", "write_preview"])
+def test_nothing_of_the_options_of_a_run_that_was_cut_off_stays(pair, tmp_path, monkeypatch, late):
+    t1, t2, _ = pair
+    label = Label(write(tmp_path / "label.tif", np.zeros((70, 90, 1), np.uint8)))
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"dsfer.mapping.predict.{late}", Mock(side_effect=KeyboardInterrupt))
+        predict_raster(
+            t1, t2, detector(), out, options=MapOptions(geojson=True, min_area=100), label=label
+        )
+    assert list((tmp_path / ".out.partial").glob("errors.*"))
+    predict_raster(t1, t2, detector(), out, resume=True)
+    predict_raster(t1, t2, detector(), whole)
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
+    np.testing.assert_array_equal(read(out / "change.tif"), read(whole / "change.tif"))
 
 
 def test_two_runs_into_one_folder(pair, tmp_path):

@@ -12,7 +12,14 @@ from dsfer.detector import Detector
 from dsfer.errors import ConfigError, DataError, DsferError, first_line
 from dsfer.files import read_json, write_json
 from dsfer.mapping.pair import Reading
-from dsfer.mapping.predict import AS_IT_IS, DEFAULTS, MapOptions, predict_raster
+from dsfer.mapping.predict import (
+    AS_IT_IS,
+    DEFAULTS,
+    MapOptions,
+    identity_of,
+    label_identity,
+    predict_raster,
+)
 from dsfer.mapping.scoring import Label
 
 log = logging.getLogger(__name__)
@@ -163,11 +170,18 @@ def map_pair(
         The summary.
 
     Raises:
-        DsferError: as `predict_raster`, or the maps that are there were made otherwise.
+        DsferError: as `predict_raster`, or the maps that are there were made otherwise, or of
+            other rasters: what `identity_of` names, or the label.
     """
     folder = out / pair.id
+    label = Label(pair.label, label_rule) if pair.label else None
     if resume and (folder / "summary.json").is_file():
-        return _finished(folder, detector, options)
+        present = {
+            "options": asdict(replace(options, threshold=detector.threshold(options.threshold))),
+            **identity_of(pair.t1, pair.t2, detector, reading, options),
+            "label": label_identity(label),
+        }
+        return _finished(folder, present)
     return predict_raster(
         pair.t1,
         pair.t2,
@@ -175,24 +189,23 @@ def map_pair(
         folder,
         reading=reading,
         options=options,
-        label=Label(pair.label, label_rule) if pair.label else None,
+        label=label,
         resume=resume,
     )
 
 
-def _finished(folder: Path, detector: Detector, options: MapOptions) -> dict[str, Any]:
-    """The summary of maps that are there, if they were made by this network in this way."""
+def _finished(folder: Path, present: dict[str, Any]) -> dict[str, Any]:
+    """The summary of maps that are there, if they were made of the same in the same way."""
     summary: dict[str, Any] = read_json(folder / "summary.json")
-    now = asdict(replace(options, threshold=detector.threshold(options.threshold)))
-    for what, former, present in (
-        ("weights", summary["weights"]["sha256"], detector.metadata.sha256),
-        ("options", summary["options"], now),
-    ):
-        if former != present:
+    former = {"options": summary["options"], "label": summary.get("label")}
+    former |= summary.get("identity", {})
+    for what, value in present.items():
+        then = former.get(what, "something that was not noted")
+        if then != value:
             raise ConfigError(
-                f"these maps were made with {former}, now it is {present}",
+                f"these maps were made with {then}, now it is {value}",
                 where=f"{folder}, {what}",
-                mend="give the same as then, or another --out",
+                mend=f"give the same as then or another --out, or remove {folder} to map it again",
             )
     return summary
 

@@ -42,6 +42,12 @@ BLOCK = 512
 
 SECONDS_BETWEEN_SAVES = 30.0
 
+PRODUCTS = (
+    *("probability.tif", "change.tif", "changes.gpkg", "changes.geojson", "preview.png"),
+    *("errors.tif", "errors.vrt", "errors.raw"),
+)
+"""What is made of the probabilities, in one run with a label or GeoJSON and in another without."""
+
 PACKAGES = ("dsfer", "torch", "rasterio", "geopandas")
 """Whose versions a summary states."""
 
@@ -127,7 +133,7 @@ def predict_raster(
         LabelError: the label is not one 8-bit band, or breaks its rule.
     """
     out, detector = Path(out), as_detector(detector)
-    reading = replace(reading, bands=reading.bands or detector.metadata.bands)
+    reading = _with_bands(reading, detector)
     threshold_from = _threshold_from(options, detector)
     options = replace(options, threshold=detector.threshold(options.threshold))
     with ExitStack() as stack:
@@ -135,26 +141,53 @@ def predict_raster(
         if label is not None:
             check_fits(label, pair)
         work = stack.enter_context(work_folder(out))
-        overlap = shared_pixels(detector.tile_size, options.overlap)
-        identity: dict[str, Any] = {
-            "t1": _identity(t1),
-            "t2": _identity(t2),
-            "weights": detector.metadata.sha256,
-            "overlap": overlap,
-            "bands": reading.bands,
-            "scale": reading.scale,
-            "aligned": pair.aligned,
-        }
-        identity = json.loads(json.dumps(identity))  # as it will be read again
+        identity = identity_of(t1, t2, detector, reading, options)
         done = rows_done(work, identity, resume=resume)
         maps = _Maps(pair, detector, work, done)
-        maps.predict(overlap, done)
+        maps.predict(identity["overlap"], done)
         maps.finish(options, label)
-        summary = maps.summary(options, identity) | {"threshold_from": threshold_from}
+        summary = maps.summary(options, identity) | {
+            "label": label_identity(label),
+            "threshold_from": threshold_from,
+        }
         maps.discard()
         write_json(work / "summary.json", summary)
         work.replace(out)
     return summary
+
+
+def identity_of(
+    t1: str | Path, t2: str | Path, detector: Detector, reading: Reading, options: MapOptions
+) -> dict[str, Any]:
+    """What the probabilities of a map depend on, as JSON has it; no raster is opened for it.
+
+    Args:
+        t1: first date.
+        t2: second date.
+        detector: the network.
+        reading: how the rasters are read.
+        options: of which the overlap counts.
+    """
+    identity = {
+        "t1": _identity(t1),
+        "t2": _identity(t2),
+        "weights": detector.metadata.sha256,
+        "overlap": shared_pixels(detector.tile_size, options.overlap),
+        "bands": _with_bands(reading, detector).bands,
+        "scale": reading.scale,
+        "align": reading.align,
+    }
+    stored: dict[str, Any] = json.loads(json.dumps(identity))
+    return stored
+
+
+def label_identity(label: Label | None) -> list[Any] | None:
+    """What the scores of a map depend on beside its probabilities and options."""
+    return label and [*_identity(label.path), label.rule]
+
+
+def _with_bands(reading: Reading, detector: Detector) -> Reading:
+    return replace(reading, bands=reading.bands or detector.metadata.bands)
 
 
 def _threshold_from(options: MapOptions, detector: Detector) -> str:
@@ -269,6 +302,8 @@ class _Maps:
     def finish(self, options: MapOptions, label: Label | None) -> None:
         """Make everything that is made of the probabilities."""
         started, threshold = time.monotonic(), self.detector.threshold(options.threshold)
+        for name in PRODUCTS:  # of a run that was cut off here, perhaps with other options
+            (self.work / name).unlink(missing_ok=True)
         for rows in self._blocks():
             probability = self.probability.rows[rows]
             change = (probability > threshold).astype(np.uint8)
@@ -351,6 +386,7 @@ class _Maps:
             counts += np.bincount(self.change.rows[rows].ravel(), minlength=256)
         pair, metadata = self.pair, self.detector.metadata
         return {
+            "identity": identity,
             "t1": str(identity["t1"][0]),
             "t2": str(identity["t2"][0]),
             "inputs": [
