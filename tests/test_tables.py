@@ -141,7 +141,7 @@ def test_the_day_is_that_of_the_measurement():
     ) | {"BiT": "2026-11-24 to 2026-11-25", "VcT": "—"}
     assert "2 cores; days as in the table; commit" in sheet.caption
     text = markdown("T", [sheet], None)
-    assert re.search(r"\| IoU, Δ \| +measured on \|\n", text)
+    assert re.search(r" IoU, Δ \| +measured on \|\n", text)
     assert re.search(r"\| BiT +\|.*\| 2026-11-24 to 2026-11-25 \|\n", text)
     assert records.groupby("key")["date"].first()[["bit", "vct"]].tolist() == [
         "2026-11-24 to 2026-11-25", "",
