@@ -31,7 +31,7 @@ def launch(command: Sequence[str], processes: int) -> None:
     Raises:
         TrainingError: a rank was killed; the others were ended.
         SystemExit: a rank failed, or this process was told to stop; it says what the first of them
-            has reported.
+            has reported; the status is that of `dsfer.console`.
     """
     # The cores are shared out, else every rank would compute on all of them.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(usable_cpus() // processes, 1)))
@@ -58,14 +58,21 @@ def launch(command: Sequence[str], processes: int) -> None:
             said = _first_report(Path(reports))
             sys.exit(said or f"interrupted: {told.sigval.name} ended all {processes} processes")
         except ChildFailedError as error:
-            _refuse_killed(error.failures, processes)
             said = _first_report(Path(reports))
-            sys.exit(said or f"error: {len(error.failures)} of {processes} processes failed")
+            _refuse_killed(error.failures, processes, reported=said is not None)
+            print(
+                said or f"error: {len(error.failures)} of {processes} processes failed",
+                file=sys.stderr,
+            )
+            passing = os.EX_TEMPFAIL in {failure.exitcode for failure in error.failures.values()}
+            sys.exit(os.EX_TEMPFAIL if passing else 1)
 
 
-def _refuse_killed(failures: dict[int, ProcessFailure], processes: int) -> None:
+def _refuse_killed(failures: dict[int, ProcessFailure], processes: int, *, reported: bool) -> None:
+    """Name a rank that was killed; not one that was ended since another had reported an error."""
     for number, failure in failures.items():
-        if failure.exitcode < 0:
+        ended = reported and failure.exitcode == -signal.SIGTERM
+        if failure.exitcode < 0 and not ended:
             print(file=sys.stderr)  # its progress bar stays on its line
             raise TrainingError(
                 f"rank {number} of {processes} was killed by "
