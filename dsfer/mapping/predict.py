@@ -183,7 +183,7 @@ def identity_of(
 
 def label_identity(label: Label | None) -> list[Any] | None:
     """What the scores of a map depend on beside its probabilities and options."""
-    return label and [*_identity(label.path), label.rule]
+    return None if label is None else [*_identity(label.path), label.rule]
 
 
 def _with_bands(reading: Reading, detector: Detector) -> Reading:
