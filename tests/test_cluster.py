@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dask
+import numpy as np
 import pytest
 import torch
 from distributed import LocalCluster
@@ -27,6 +28,7 @@ from dsfer.errors import (
     NoStoreError,
     StoreError,
 )
+from dsfer.mapping.pairs import list_pairs, map_pairs
 from dsfer.mapping.predict import MapOptions
 from dsfer.weights import Metadata, save_weights
 from pipeline import cluster, prediction
@@ -35,7 +37,7 @@ from pipeline.stages import crop, download, shard, split
 from tests.killed import KilledOnce, kill
 from tests.test_bad_input import configure, content, imagery, wrong_values
 from tests.test_crop import scene
-from tests.test_mapping import scenes, write
+from tests.test_mapping import read, scenes, write
 
 pytestmark = pytest.mark.xdist_group("cluster")  # one server and one cluster for all
 
@@ -193,6 +195,13 @@ def test_maps_of_pairs_of_which_one_is_broken(mapped, scheduler, where):
     write(mapped / "broken2.tif", scenes(50, 60)[1])
     assert [row["status"] for row in prediction.predict(**given)] == ["done"] * 3
     assert (mapped / "maps/good/summary.json").stat().st_mtime_ns == before
+    # Wherever and beside whatever a pair was mapped, it is what one process makes of it.
+    network, options = dsfer.load(given["weights"]), parameters["options"]
+    map_pairs(list_pairs(mapped), network, mapped / "one", options=options)
+    for name in ("good", "broken", "Fine_2"):
+        for layer, near in (("probability.tif", 1e-5), ("change.tif", 0)):
+            there, one = (read(mapped / out / name / layer) for out in ("maps", "one"))
+            np.testing.assert_allclose(there, one, rtol=0, atol=near)
     with pytest.raises(DataError, match=r"3 of 3 pairs failed: .*were made with .*5"):
         prediction.predict(**given | {"options": {"min_area": 6, "threshold": 0.25}})
 

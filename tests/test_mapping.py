@@ -721,7 +721,7 @@ def test_rasters_behind_an_address(bundle, pair, server, tmp_path, capsys):
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(5, 70), st.integers(5, 70), st.integers(1, 7), st.floats(0, 0.9), st.data())
-def test_maps_depend_on_neither_batch_size_nor_workers(
+def test_maps_depend_on_no_batch_size_and_no_overlap(
     tmp_path_factory, rows, cols, batch_size, overlap, data
 ):
     folder = tmp_path_factory.mktemp("maps")
