@@ -153,7 +153,8 @@ NO_RESULT = {  # messages, files, processes and parameters: none of them makes a
     "dsfer/data/shard_cache.py", "dsfer/checkpoint.py", "dsfer/devices.py",
     "dsfer/launcher.py", "dsfer/memory.py", "dsfer/signals.py", "dsfer/console.py",
     "pipeline/frozen.py", "pipeline/params.py", "pipeline/catalog.py", "pipeline/recipes.py",
-    "pipeline/download.py", "pipeline/cluster.py", "pipeline/stages/__init__.py",
+    "pipeline/download.py", "pipeline/cluster.py", "pipeline/workspace.py",
+    "pipeline/stages/__init__.py",
 }  # fmt: skip
 FORMATS = {  # whoever reads a file depends on the file; whoever writes it declares the module
     "dsfer/data/manifest.py", "dsfer/data/scenes.py", "dsfer/data/shards.py",
