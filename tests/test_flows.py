@@ -386,7 +386,7 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
             wait_for(lambda run=later: "continuing from step" in operation.log(run))
             worker = operation.started("worker-cpu")
             worker.send_signal(end)
-            wait_for(lambda: not training(project), 15)
+            wait_for(lambda: not training(project), 60)
             assert operation.finish(later) == "Crashed"
             assert wait_for(lambda worker=worker: not worker.is_running())
             operation.start_worker()
