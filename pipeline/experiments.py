@@ -181,7 +181,8 @@ def _wait(names: Collection[str], stopped: Callable[[], bool]) -> set[str]:
     left = len(names)
     while True:
         works = _has_worker()  # before the next line: the last one may end in between
-        open_ = set(names) - _through(names)
+        # One that a worker is just taking from the queue has no status at all.
+        open_ = set(names) - _that_are(names, "Failed", "Success")
         if len(open_) < left:
             left = len(open_)
             print(f"{len(names) - left} of {len(names)} experiments are through", flush=True)
@@ -189,13 +190,6 @@ def _wait(names: Collection[str], stopped: Callable[[], bool]) -> set[str]:
             return open_
         if _comes_true(stopped, SECONDS_BETWEEN_LOOKS):
             raise _stopped(left)
-
-
-def _through(names: Collection[str]) -> set[str]:
-    """Which have an end. One that a worker is just taking from the queue has no status at all."""
-    with Repo() as repo:
-        status = _statuses(repo.experiments.celery_queue, names)
-    return {name for name in status if status[name] in ("Failed", "Success")}
 
 
 def _stopped(left: int) -> QueueError:
@@ -254,9 +248,14 @@ def _remove_copy(info: str) -> None:
 
 
 def _open(names: Collection[str]) -> set[str]:
+    return _that_are(names, "Queued", "Running")
+
+
+def _that_are(names: Collection[str], *wanted: str) -> set[str]:
+    """Which of these experiments the queue has in one of these states."""
     with Repo() as repo:
         status = _statuses(repo.experiments.celery_queue, names)
-    return {name for name in status if status[name] in ("Queued", "Running")}
+    return {name for name in status if status[name] in wanted}
 
 
 def _statuses(queue: LocalCeleryQueue, names: Collection[str]) -> dict[str, str]:
