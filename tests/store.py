@@ -28,11 +28,17 @@ sys.stdin.read()
 def object_store() -> Iterator[str]:
     """A server of its own, known to this process and its children by the environment; its URL."""
     # A process of its own: some of GDAL's requests hold the lock that its threads would need.
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
-        subprocess.Popen([sys.executable, "-c", SERVER], **pipes, stderr=subprocess.DEVNULL) as s,
+        subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as s,
         pytest.MonkeyPatch.context() as patch,
     ):
+        assert s.stdin and s.stdout
         url = f"http://127.0.0.1:{s.stdout.readline().strip()}"
         patch.setenv("AWS_ENDPOINT_URL", url)
         patch.setenv("AWS_ACCESS_KEY_ID", "tests")
