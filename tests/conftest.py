@@ -1,10 +1,12 @@
-"""Set before torch is imported: every test process computes on one thread, so that parallel test
-processes do not fight over the cores, and results do not depend on how many there are."""
+"""What every test process is given before it imports anything, and fixtures of several files."""
 
 import os
 
+# One thread each, set before torch is imported: parallel test processes do not fight over
+# the cores, and results do not depend on how many there are.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,9 @@ import pytest
 from tests.disks import Disk, mounted
 from tests.project import STAGES, commit, dvc, executed, tiny_project
 from tests.store import object_store
+
+# A shell's background job ignores Ctrl-C, and whatever the tests start would with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

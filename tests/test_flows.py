@@ -309,6 +309,18 @@ def test_a_sweep_that_is_stopped_stops_training_and_leaves_no_queue(project):
     shutil.rmtree(project / ".dvc/tmp/resume")
 
 
+def test_a_sweep_that_is_cancelled_stops_training_and_leaves_no_queue(operation):
+    project = operation.project
+    flow_run = operation.start("sweep/local", grid={"iterations": [100_000], "seed": [4, 5]})
+    saved_state(project)
+    operation.client.set_flow_run_state(flow_run.id, Cancelling())
+    wait_for(lambda: not training(project), 10)
+    assert operation.finish(flow_run) == "Cancelled"
+    assert not {"Queued", "Running"} & set(dvc(project, "queue", "status").split())
+    assert not any(read_json(project / ".dvc/tmp/rwlock").values())
+    shutil.rmtree(project / ".dvc/tmp/resume")
+
+
 def test_a_sweep_goes_on_when_the_worker_of_its_queue_is_killed(project, tmp_path):
     grid, out = {"iterations": [300], "validate_every": [100]}, tmp_path / "rows.json"
     with start_sweep(project, grid, "--out", str(out)) as sweep:
@@ -346,10 +358,7 @@ def test_a_download_that_failed_is_tried_again(operation):
 
 def test_a_run_that_was_called_counts_as_crashed_after_ctrl_c(operation):
     project = operation.project
-    call = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as if by hand
-        "from pipeline.flows import stage; stage(name='download')"
-    )
+    call = "from pipeline.flows import stage; stage(name='download')"
     with download_by(project, "import time; time.sleep(600)"):
         with subprocess.Popen(
             [sys.executable, "-c", call], cwd=project, env=environment(), start_new_session=True
