@@ -34,12 +34,16 @@ class Command:
         folder: where it runs.
         project: top folder of the project; DVC passes it to stages as DVC_ROOT, and what outlives
             a copy of the project, as the state of a training run, is kept there.
+        grace: seconds between asking it to stop and killing it.
     """
 
-    def __init__(self, name: str, arguments: list[str], folder: Path, project: Path):
+    def __init__(
+        self, name: str, arguments: list[str], folder: Path, project: Path, grace: float = GRACE
+    ):
         self.name = name
+        self._grace = grace
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.guard", *arguments],
+            [sys.executable, "-m", "pipeline.guard", str(grace), *arguments],
             cwd=folder,
             env=environment(project),
             stdin=subprocess.PIPE,
@@ -65,7 +69,7 @@ class Command:
         """Close the guard's input, on which it ends the command if that still runs."""
         self._input.close()
         try:
-            status = self._process.wait(GRACE + 1)
+            status = self._process.wait(self._grace + 1)
         except subprocess.TimeoutExpired:
             self._process.kill()
             status = self._process.wait()

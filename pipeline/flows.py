@@ -42,6 +42,7 @@ from pipeline.artifacts import publish
 from pipeline.benchmark import OUT, Plan
 from pipeline.commands import Command, CommandError
 from pipeline.frozen import read_yaml
+from pipeline.guard import QUEUE_GRACE
 from pipeline.params import Seed, current_settings, parameter_types
 from pipeline.sweep import Grid, check_grid
 from pipeline.tables import Name
@@ -363,7 +364,8 @@ def run_module(module: str, options: list[str]) -> None:
         CommandError: it failed.
     """
     arguments = [sys.executable, "-m", module, *options]
-    with Command(module.rpartition(".")[2], arguments, PROJECT, PROJECT) as command:
+    name = module.rpartition(".")[2]
+    with Command(name, arguments, PROJECT, PROJECT, QUEUE_GRACE) as command:
         for line in command.lines():
             get_run_logger().info("%s", line)
 

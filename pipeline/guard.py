@@ -1,9 +1,9 @@
-"""Run a command that must not outlive whoever started it: `python -m pipeline.guard COMMAND…`.
+"""Run a command that must not outlive its caller: `python -m pipeline.guard SECONDS COMMAND…`.
 
 `pipeline.commands` starts it as leader of a session, in which the command gets a process group of
 its own. That group is asked to stop, as by Ctrl-C, when this process is told to end or when its
 standard input closes, which happens by itself when the caller dies, however it dies. What of the
-session has not stopped `GRACE` seconds later, or is left when the command has ended, is killed.
+session has not stopped so many seconds later, or is left when the command has ended, is killed.
 """
 
 import os
@@ -18,8 +18,12 @@ import psutil
 GRACE = 8.0
 """Seconds between asking and killing: a training step and its checkpoint fit in, 10 s are kept."""
 
+QUEUE_GRACE = 25.0
+"""The same for what has experiments in DVC's queue: it waits for them and tidies up after them.
+Prefect kills a cancelled flow run after 30 s."""
 
-def guard(command: list[str]) -> int:
+
+def guard(grace: float, command: list[str]) -> int:
     """Run `command` until it ends or has to; returns its exit status as a shell would."""
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -31,7 +35,7 @@ def guard(command: list[str]) -> int:
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGINT)
         try:
-            child.wait(GRACE)
+            child.wait(grace)
         except subprocess.TimeoutExpired:
             kill_session(os.getpid())
 
@@ -56,4 +60,4 @@ def kill_session(leader: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guard(sys.argv[1:]))
+    sys.exit(guard(float(sys.argv[1]), sys.argv[2:]))

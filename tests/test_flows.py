@@ -314,10 +314,9 @@ def test_a_sweep_that_is_cancelled_stops_training_and_leaves_no_queue(operation)
     flow_run = operation.start("sweep/local", grid={"iterations": [100_000], "seed": [4, 5]})
     saved_state(project)
     operation.client.set_flow_run_state(flow_run.id, Cancelling())
-    wait_for(lambda: not training(project), 10)
+    wait_for(lambda: not training(project))
     assert operation.finish(flow_run) == "Cancelled"
     assert not {"Queued", "Running"} & set(dvc(project, "queue", "status").split())
-    assert not any(read_json(project / ".dvc/tmp/rwlock").values())
     shutil.rmtree(project / ".dvc/tmp/resume")
 
 

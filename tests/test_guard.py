@@ -13,9 +13,6 @@ from tests.waiting import PATIENCE, wait_for
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(100)"]
 
-IMPATIENT = "from pipeline import guard; guard.GRACE = 0.1; sys.exit(guard.guard(sys.argv[1:]))"
-"""The guard, with less grace."""
-
 STUBBORN = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('up', flush=True)\n"
 """A program that is deaf to Ctrl-C, once it has said so."""
 
@@ -86,7 +83,7 @@ def test_what_does_not_stop_when_asked_is_killed(tmp_path, told):
         "time.sleep(100)"
     )
     with subprocess.Popen(
-        [*python("import sys; " + IMPATIENT), *python(stubborn)], text=True,
+        [sys.executable, "-m", "pipeline.guard", "0.1", *python(stubborn)], text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
     ) as guard:  # fmt: skip
         assert guard.stdin and guard.stdout
