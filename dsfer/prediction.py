@@ -3,8 +3,9 @@
 The `stitched` protocol of evaluation and maps of whole rasters are this one piece of code.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import lru_cache, partial
 from itertools import islice
 from typing import TypeVar
@@ -85,7 +86,7 @@ def change_probability(
     overlap: int,
     batch_size: int = 32,
     from_row: int = 0,
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Generator[tuple[int, np.ndarray], None, None]:
     """Predict a whole scene window by window, and yield it from top to bottom in strips.
 
     Only the windows of one row and their sums are in memory, whatever the height of the scene.
@@ -128,48 +129,55 @@ def change_probability(
             strip = total[first:last, :cols] / weight[first:last, :cols]
         return current + first, strip.astype(np.float32)
 
-    for (top, left), probability in _predicted(corners, read, predict, tile_size, batch_size):
-        if top != current:
-            if top > from_row:
-                yield finished(top)
-            total, weight = (_shift_up(sums, top - current) for sums in (total, weight))
-            current = top
-        if probability is not None:
-            weights = weights_of(
-                fading_sides(top, tile_size, rows), fading_sides(left, tile_size, cols)
-            )
-            total[:, left : left + tile_size] += weights * probability
-            weight[:, left : left + tile_size] += weights
+    predicted = _predicted(corners, read, predict, tile_size, batch_size)
+    with closing(predicted):
+        for (top, left), probability in predicted:
+            if top != current:
+                if top > from_row:
+                    yield finished(top)
+                total, weight = (_shift_up(sums, top - current) for sums in (total, weight))
+                current = top
+            if probability is not None:
+                weights = weights_of(
+                    fading_sides(top, tile_size, rows), fading_sides(left, tile_size, cols)
+                )
+                total[:, left : left + tile_size] += weights * probability
+                weight[:, left : left + tile_size] += weights
     yield finished(rows)
 
 
-def ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items, each made in another thread while the caller works on the one before."""
-    iterator, end = iter(items), object()
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(next, iterator, end)
+def ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
+    """The same items, each made in another thread while the caller works on the one before.
+
+    Closed, it waits for the item that is being made, and closes `items`: nothing goes on behind the
+    back of a caller that stops with an error.
+    """
+    end = object()
+    with closing(items), ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, items, end)
         while (item := following.result()) is not end:
-            following = pool.submit(next, iterator, end)
+            following = pool.submit(next, items, end)
             yield item  # type: ignore[misc] # an item, since it is not the end
 
 
 def _predicted(
     corners: list[Corner], read: ReadWindow, predict: PredictWindows, size: int, batch_size: int
-) -> Iterator[tuple[Corner, np.ndarray | None]]:
+) -> Generator[tuple[Corner, np.ndarray | None], None, None]:
     """The probability of each window in order, None where it holds no data."""
 
-    def batches() -> Iterator[list[tuple[Corner, np.ndarray | None]]]:
+    def batches() -> Generator[list[tuple[Corner, np.ndarray | None]], None, None]:
         left = iter(corners)
         while some := list(islice(left, batch_size)):
             windows = [read(*corner, size) for corner in some]
             whole = [None if window is None else _full(window, size) for window in windows]
             yield list(zip(some, whole, strict=True))
 
-    for batch in ahead(batches()):
-        windows = [window for _, window in batch if window is not None]
-        outputs = iter(predict(np.stack(windows)) if windows else ())
-        for corner, window in batch:
-            yield corner, None if window is None else next(outputs)
+    with closing(ahead(batches())) as read_ahead:
+        for batch in read_ahead:
+            windows = [window for _, window in batch if window is not None]
+            outputs = iter(predict(np.stack(windows)) if windows else ())
+            for corner, window in batch:
+                yield corner, None if window is None else next(outputs)
 
 
 def _full(window: np.ndarray, size: int) -> np.ndarray:

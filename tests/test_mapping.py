@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -610,6 +611,25 @@ def test_a_file_that_is_cut_off_stops_the_run_and_names_the_rows(tmp_path):
     with pytest.raises(DataError, match=r"1\.tif: damaged between rows"):
         predict_raster(t1, t2, detector(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_writing_ends_what_reads_ahead_before_the_rasters_are_closed(
+    pair, tmp_path, monkeypatch
+):
+    t1, t2, _ = pair
+    failing = Mock(side_effect=OSError("full"))
+    monkeypatch.setattr("dsfer.mapping.predict.save_progress", failing)
+    monkeypatch.setattr("dsfer.mapping.predict.SECONDS_BETWEEN_SAVES", 0)
+    running = []
+
+    def close(self: RasterPair, *error: Any) -> None:
+        running.extend(t for t in threading.enumerate() if "ThreadPool" in t.name)
+        self._stack.close()
+
+    monkeypatch.setattr(RasterPair, "__exit__", close)
+    with pytest.raises(OSError, match="full"):
+        predict_raster(t1, t2, detector(), tmp_path / "out")
+    assert failing.called and not running
 
 
 def test_rasters_of_nothing_but_nodata_make_an_empty_map(tmp_path):

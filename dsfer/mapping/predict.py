@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -257,8 +257,9 @@ class _Maps:
         )
         write = self._timed("writing", self._write)
         saved = time.monotonic()
-        with tqdm(total=self.pair.grid.rows, initial=done, desc="predict", unit="row") as bar:
-            for start, strip in ahead(strips):
+        bar = tqdm(total=self.pair.grid.rows, initial=done, desc="predict", unit="row")
+        with bar, closing(ahead(strips)) as finished:
+            for start, strip in finished:
                 write(start, strip)
                 bar.update(len(strip))
                 if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
