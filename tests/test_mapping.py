@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ import pytest
 import rasterio
 import torch
 from click.testing import CliRunner
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -390,13 +392,20 @@ def test_a_run_that_was_cut_off_leaves_nothing_finished_and_goes_on(pair, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         predict_raster(t1, t2, cut_off(6), out)
     assert not out.exists()
-    rows = json.loads((tmp_path / ".out.partial/progress.json").read_text())["rows"]
-    assert 0 < rows < 70
+    progress = tmp_path / ".out.partial/progress.json"
+    noted = json.loads(progress.read_text())
+    assert 0 < noted["rows"] < 70
+    noted["seconds"]["network"] += 1000  # as if it had been long ago
+    noted["seconds_in_all"] += 1000
+    noted["started"] = "2020-01-01T00:00:00+00:00"
+    progress.write_text(json.dumps(noted))
     with pytest.raises(DataError, match="a run was cut off here"):
         predict_raster(t1, t2, detector(), out)
     with pytest.raises(ConfigError, match="overlap"):
         predict_raster(t1, t2, detector(), out, options=MapOptions(overlap=0.25), resume=True)
-    predict_raster(t1, t2, detector(), out, resume=True)
+    summary = predict_raster(t1, t2, detector(), out, resume=True)
+    assert summary["started"] == noted["started"]
+    assert 1000 < summary["seconds"]["network"] < summary["seconds_in_all"] < 2000
     for name in ("probability.tif", "change.tif"):
         np.testing.assert_array_equal(read(out / name), read(tmp_path / "whole" / name))
     assert sorted(p.name for p in out.iterdir()) == sorted(
@@ -414,7 +423,7 @@ def test_nothing_of_the_options_of_a_run_that_was_cut_off_stays(pair, tmp_path, 
         predict_raster(
             t1, t2, detector(), out, options=MapOptions(geojson=True, min_area=100), label=label
         )
-    assert list((tmp_path / ".out.partial").glob("errors.*"))
+    assert list((tmp_path / ".out.partial").rglob("errors.*"))
     predict_raster(t1, t2, detector(), out, resume=True)
     predict_raster(t1, t2, detector(), whole)
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
@@ -434,6 +443,46 @@ def test_two_runs_into_one_folder(pair, tmp_path):
     predict_raster(t1, t2, replace(detector(128), network=Meanwhile().eval()), out)
     with pytest.raises(DataError, match="is there already"):
         predict_raster(t1, t2, detector(), out)
+
+
+def test_a_run_that_waited_for_the_lock_finds_the_maps_of_the_one_that_had_it(
+    pair, tmp_path, monkeypatch
+):
+    t1, t2, _ = pair
+    out = tmp_path / "out"
+
+    class Late(FileLock):
+        def acquire(self, *arguments: Any, **named: Any) -> Any:
+            with monkeypatch.context() as patch:
+                patch.setattr("dsfer.mapping.work.FileLock", FileLock)
+                predict_raster(t1, t2, detector(), out)
+            return super().acquire(*arguments, **named)
+
+    monkeypatch.setattr("dsfer.mapping.work.FileLock", Late)
+    before = {*tmp_path.iterdir(), out}
+    with pytest.raises(DataError, match="is there already"):
+        predict_raster(t1, t2, cut_off(1), out)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_folder_that_comes_to_be_there_meanwhile_is_left_alone(pair, tmp_path, monkeypatch):
+    t1, t2, _ = pair
+    out = tmp_path / "out"
+
+    def made(*_: Any, **__: Any) -> None:
+        out.mkdir()
+        (out / "mine").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dsfer.mapping.predict.write_preview", made)
+        with pytest.raises(DataError, match=r"out: came to be there while .* move it away"):
+            predict_raster(t1, t2, detector(), out)
+    with pytest.raises(DataError, match="is there already"):
+        predict_raster(t1, t2, detector(), out, resume=True)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+    shutil.rmtree(out)
+    predict_raster(t1, t2, cut_off(1), out, resume=True)  # the network has nothing left to do
+    assert not (tmp_path / ".out.partial").exists()
 
 
 def test_a_label_scores_the_map_in_both_protocols(tmp_path):
@@ -610,7 +659,30 @@ def test_a_file_that_is_cut_off_stops_the_run_and_names_the_rows(tmp_path):
     t2.write_bytes(t2.read_bytes()[:30_000])
     with pytest.raises(DataError, match=r"1\.tif: damaged between rows"):
         predict_raster(t1, t2, detector(), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.tif", "1.tif"]
+
+
+def test_a_raster_that_is_replaced_because_it_was_damaged_is_mapped_from_the_start(
+    tmp_path, monkeypatch, caplog
+):
+    images = scenes(200, 90)
+    t1, t2 = (write(tmp_path / f"{i}.tif", images[i]) for i in range(2))
+    predict_raster(t1, t2, detector(), tmp_path / "whole")
+    write(t2, 255 - images[1])
+    t2.write_bytes(t2.read_bytes()[:30_000])
+    monkeypatch.setattr("dsfer.mapping.predict.SECONDS_BETWEEN_SAVES", 0)
+    with pytest.raises(DataError, match=r"1\.tif: damaged between rows"):
+        predict_raster(t1, t2, detector(), tmp_path / "out")
+    assert json.loads((tmp_path / ".out.partial/progress.json").read_text())["rows"] > 0
+    write(t2, images[1])
+    with pytest.raises(ConfigError, match="t2: the run that was cut off had"):
+        predict_raster(t1, t1, detector(), tmp_path / "out", resume=True)
+    predict_raster(t1, t2, detector(), tmp_path / "out", resume=True)
+    assert f"{t2} was replaced: the maps are begun anew" in caplog.text
+    for name in ("probability.tif", "change.tif"):
+        np.testing.assert_array_equal(
+            read(tmp_path / "out" / name), read(tmp_path / "whole" / name)
+        )
 
 
 def test_an_error_of_writing_ends_what_reads_ahead_before_the_rasters_are_closed(
@@ -632,11 +704,15 @@ def test_an_error_of_writing_ends_what_reads_ahead_before_the_rasters_are_closed
     assert failing.called and not running
 
 
-def test_rasters_of_nothing_but_nodata_make_an_empty_map(tmp_path):
+@pytest.mark.parametrize("seconds", [0, 30])
+def test_rasters_of_nothing_but_nodata_leave_nothing(tmp_path, monkeypatch, seconds):
     images = np.zeros((2, 40, 40, 3), np.uint8)
     files = [write(tmp_path / f"{i}.tif", images[i], nodata=0) for i in range(2)]
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("dsfer.mapping.predict.SECONDS_BETWEEN_SAVES", seconds)
     with pytest.raises(DataError, match="no pixel that both rasters have"):
         predict_raster(*files, detector(), tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.fixture

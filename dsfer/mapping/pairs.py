@@ -21,6 +21,7 @@ from dsfer.mapping.predict import (
     predict_raster,
 )
 from dsfer.mapping.scoring import Label
+from dsfer.mapping.work import remove_rest
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +197,7 @@ def map_pair(
 
 def _finished(folder: Path, present: dict[str, Any]) -> dict[str, Any]:
     """The summary of maps that are there, if they were made of the same in the same way."""
+    remove_rest(folder)
     summary: dict[str, Any] = read_json(folder / "summary.json")
     former = {"options": summary["options"], "label": summary.get("label")}
     former |= summary.get("identity", {})

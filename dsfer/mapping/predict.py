@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dsfer.detector import Detector, as_detector, shared_pixels
 from dsfer.errors import ConfigError, DataError
-from dsfer.files import remove_temporary, write_json
+from dsfer.files import write_json
 from dsfer.mapping.grids import Grid
 from dsfer.mapping.pair import RasterPair, Reading, RollingRows
 from dsfer.mapping.polygons import (
@@ -29,7 +29,14 @@ from dsfer.mapping.polygons import (
 from dsfer.mapping.preview import COLOUR, write_preview
 from dsfer.mapping.raw import RawRaster
 from dsfer.mapping.scoring import ERROR_PALETTE, Label, check_fits, score
-from dsfer.mapping.work import PROGRESS, rows_done, save_progress, work_folder
+from dsfer.mapping.work import (
+    MAPS,
+    PROGRESS,
+    Progress,
+    progress_of,
+    save_progress,
+    work_folder,
+)
 from dsfer.prediction import ahead, change_probability
 
 P = ParamSpec("P")
@@ -41,12 +48,6 @@ BLOCK = 512
 """Rows that are finished at a time."""
 
 SECONDS_BETWEEN_SAVES = 30.0
-
-PRODUCTS = (
-    *("probability.tif", "change.tif", "changes.gpkg", "changes.geojson", "preview.png"),
-    *("errors.tif", "errors.vrt", "errors.raw"),
-)
-"""What is made of the probabilities, in one run with a label or GeoJSON and in another without."""
 
 PACKAGES = ("dsfer", "torch", "rasterio", "geopandas")
 """Whose versions a summary states."""
@@ -119,7 +120,8 @@ def predict_raster(
         reading: how the rasters are read; bands that it does not name are those of training.
         options: what is made of the probabilities.
         label: what really changed, to score the map by.
-        resume: go on with a run of the same inputs that was cut off.
+        resume: go on with a run of the same inputs that was cut off; a raster that was replaced
+            since is mapped from the start.
 
     Returns:
         What `summary.json` holds.
@@ -142,17 +144,14 @@ def predict_raster(
             check_fits(label, pair)
         work = stack.enter_context(work_folder(out))
         identity = identity_of(t1, t2, detector, reading, options)
-        done = rows_done(work, identity, resume=resume)
-        maps = _Maps(pair, detector, work, done)
-        maps.predict(identity["overlap"], done)
+        maps = _Maps(pair, detector, work, progress_of(work, identity, resume=resume))
+        maps.predict(identity["overlap"])
         maps.finish(options, label)
         summary = maps.summary(options, identity) | {
             "label": label_identity(label),
             "threshold_from": threshold_from,
         }
-        maps.discard()
-        write_json(work / "summary.json", summary)
-        work.replace(out)
+        write_json(work / MAPS / "summary.json", summary)
     return summary
 
 
@@ -222,11 +221,16 @@ def _facts(grid: Grid, size: int | None = None, modified: int | None = None) -> 
 class _Maps:
     """The maps of one pair while they are made."""
 
-    def __init__(self, pair: RasterPair, detector: Detector, work: Path, done: int):
-        self.started = datetime.now(UTC)
+    def __init__(self, pair: RasterPair, detector: Detector, work: Path, former: Progress):
+        self.started, self.former = datetime.now(UTC), former
         self.pair, self.detector, self.work = pair, detector, work
+        self.maps = work / MAPS
         self.probability = RawRaster(
-            work / "probability.vrt", pair.grid, "float32", nodata=float("nan"), keep=done > 0
+            work / "probability.vrt",
+            pair.grid,
+            "float32",
+            nodata=float("nan"),
+            keep=former.rows > 0,
         )
         # Its nodata is noted as rows are read, the rest when all probabilities are there.
         self.change = RawRaster(
@@ -235,14 +239,16 @@ class _Maps:
             "uint8",
             nodata=NODATA,
             colours={UNCHANGED: (0, 0, 0), CHANGED: COLOUR},
-            keep=done > 0,
+            keep=former.rows > 0,
         )
         self.polygons = gpd.GeoDataFrame()
         self.scores: dict[str, Any] | None = None
-        self.seconds = dict.fromkeys(("reading", "network", "writing", "maps"), 0.0)
+        parts = ("reading", "network", "writing", "maps")
+        self.seconds = dict.fromkeys(parts, 0.0) | former.seconds
 
-    def predict(self, overlap: int, done: int) -> None:
-        """Fill in the probabilities from row `done` on."""
+    def predict(self, overlap: int) -> None:
+        """Fill in the probabilities that are missing."""
+        done = self.former.rows
         rows = RollingRows(self.pair, self._note_nodata)
         read = self._timed("reading", rows.window)
         network = self._timed("network", self.detector.probabilities)
@@ -265,13 +271,14 @@ class _Maps:
                 if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                     self._save(start + len(strip))
                     saved = time.monotonic()
-        self._save(self.pair.grid.rows)
         if all((self.change.rows[rows] == NODATA).all() for rows in self._blocks()):
+            (self.work / PROGRESS).unlink(missing_ok=True)  # nothing to go on from
             raise DataError(
                 "there is no pixel that both rasters have data for",
                 where=self.pair.names,
                 mend="see the nodata values and masks of both",
             )
+        self._save(self.pair.grid.rows)
 
     def _note_nodata(self, start: int, valid: np.ndarray) -> None:
         self.change.rows[start : start + len(valid)] = np.where(valid, UNCHANGED, NODATA)
@@ -286,7 +293,15 @@ class _Maps:
     def _save(self, rows: int) -> None:
         self.probability.flush()
         self.change.flush()
-        save_progress(self.work, rows)
+        save_progress(
+            self.work, Progress(rows, self._first_started(), self.seconds, self._seconds_in_all())
+        )
+
+    def _first_started(self) -> str:
+        return self.former.started or self.started.isoformat(timespec="seconds")
+
+    def _seconds_in_all(self) -> float:
+        return self.former.seconds_in_all + (datetime.now(UTC) - self.started).total_seconds()
 
     def _timed(self, part: str, function: Callable[P, R]) -> Callable[P, R]:
         """The function, with the seconds that it takes added up."""
@@ -303,8 +318,6 @@ class _Maps:
     def finish(self, options: MapOptions, label: Label | None) -> None:
         """Make everything that is made of the probabilities."""
         started, threshold = time.monotonic(), self.detector.threshold(options.threshold)
-        for name in PRODUCTS:  # of a run that was cut off here, perhaps with other options
-            (self.work / name).unlink(missing_ok=True)
         for rows in self._blocks():
             probability = self.probability.rows[rows]
             change = (probability > threshold).astype(np.uint8)
@@ -328,9 +341,9 @@ class _Maps:
         changed = self.polygons["area_m2"].sum()
         area = f"{changed:,.0f} m²" if changed < 1e5 else f"{changed / 1e6:,.4g} km²"
         write_preview(
-            self.work / "preview.png",
+            self.maps / "preview.png",
             self.pair,
-            self.work / "change.tif",
+            self.maps / "change.tif",
             title=f"{len(self.polygons):,} changes, {area}",
         )
         self.seconds["maps"] = time.monotonic() - started
@@ -350,8 +363,8 @@ class _Maps:
         self.change.flush()
 
     def _write_rasters(self, label: Label | None, options: MapOptions) -> None:
-        self.probability.write_cog(self.work / "probability.tif", average=True)
-        self.change.write_cog(self.work / "change.tif", average=False)
+        self.probability.write_cog(self.maps / "probability.tif", average=True)
+        self.change.write_cog(self.maps / "change.tif", average=False)
         if label is not None:
             errors = RawRaster(
                 self.work / "errors.vrt",
@@ -364,8 +377,7 @@ class _Maps:
                 label, self.pair, self.detector, self.probability, self.change, errors,
                 threshold=self.detector.threshold(options.threshold),
             )  # fmt: skip
-            errors.write_cog(self.work / "errors.tif", average=False)
-            errors.remove()
+            errors.write_cog(self.maps / "errors.tif", average=False)
 
     def _write_polygons(self, options: MapOptions) -> None:
         self.polygons["mean_probability"] = mean_probability(
@@ -376,9 +388,9 @@ class _Maps:
         if options.simplify:
             tolerance = options.simplify * self.pair.grid.transform.a
             self.polygons = simplified(self.polygons, tolerance)
-        write_polygons(self.polygons, self.work / "changes.gpkg")
+        write_polygons(self.polygons, self.maps / "changes.gpkg")
         if options.geojson:
-            write_polygons(self.polygons, self.work / "changes.geojson")
+            write_polygons(self.polygons, self.maps / "changes.geojson")
 
     def summary(self, options: MapOptions, identity: dict[str, Any]) -> dict[str, Any]:
         """What was done, on what, and what came out."""
@@ -418,16 +430,8 @@ class _Maps:
                 "options": metadata.options,
                 **metadata.about,
             },
-            "started": self.started.isoformat(timespec="seconds"),
+            "started": self._first_started(),
             "seconds": {part: round(value, 2) for part, value in self.seconds.items()},
-            "seconds_in_all": round((datetime.now(UTC) - self.started).total_seconds(), 2),
+            "seconds_in_all": round(self._seconds_in_all(), 2),
             "versions": {name: version(name) for name in PACKAGES},
         }
-
-    def discard(self) -> None:
-        """Remove what only the making needed."""
-        for raster in (self.probability, self.change):
-            raster.remove()
-        for name in ("run.json", PROGRESS, "lock"):
-            (self.work / name).unlink()
-        remove_temporary(self.work)  # of a run that was killed

@@ -61,11 +61,6 @@ class RawRaster:
         self.rows = np.ndarray((grid.rows, grid.cols), dtype, buffer=self._map)
         write_bytes(path, _description(grid, self._data.name, dtype, nodata, colours).encode())
 
-    def remove(self) -> None:
-        """Delete both files."""
-        self.path.unlink()
-        self._data.unlink()
-
     def flush(self) -> None:
         """Bring what was written to the disk."""
         self._map.flush()
