@@ -208,6 +208,22 @@ def test_nodata_and_masks_of_either_date_are_ignored(tmp_path):
     assert table["valid_pixels"][0] == 12 * 12
 
 
+def test_nodata_of_bands_that_are_not_taken_is_none(tmp_path):
+    t1, t2, label = made_up(16, 16)
+    infrared = np.full((16, 16, 1), 9, np.uint8)
+    t1[:4], infrared[8:12] = 0, 0  # no data in colour; black water in infrared
+    pair = Scene(
+        "s",
+        write(tmp_path / "t1.tif", np.concatenate([t1, infrared], 2), nodata=0, photometric="rgb"),
+        write(tmp_path / "t2.tif", t2),
+        write(tmp_path / "label.tif", label),
+    )
+    table = cut([pair], tmp_path / "out", bands=(3, 2, 1))
+    expected = label // 255
+    expected[:4] = 255
+    np.testing.assert_array_equal(pixels_of(tmp_path / "out", table.iloc[0])[2], expected)
+
+
 def test_nodata_of_the_label(tmp_path):
     base = scene(tmp_path, 16, 16)
     label = np.zeros((16, 16), np.uint8)

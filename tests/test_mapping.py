@@ -292,6 +292,60 @@ def test_ground_that_the_second_raster_lacks_is_no_data(tmp_path, dtype, how, al
     np.testing.assert_array_equal(pixels[1][valid], images[1][expected])
 
 
+@pytest.mark.parametrize("align", [True, False])
+@pytest.mark.parametrize("alone", ["uint8", "uint16", "int16", "float32"])
+def test_nodata_is_that_of_the_bands_that_are_taken(tmp_path, alone, align):
+    dtype, nodata = alone, 0 if alone.startswith("u") else -9999
+    images = scenes(40, 40)
+    first = write(tmp_path / "t1.tif", images[0].astype(dtype))
+    # Quality and infrared bands beside R, G, B in reverse order.
+    second = np.full((40, 40, 5), 90, dtype)
+    second[..., 2::-1] = images[1]
+    second[:5, :, :3] = nodata  # outside the swath, where the others go on
+    second[10:15, :, 1] = nodata
+    second[20:25, :, 3] = second[30:35, :, 4] = nodata
+    step = 2 if align else 0
+    place = PLACE @ Affine.translation(step, 0)
+    other = write(tmp_path / "t2.tif", second[:, step:], transform=place, nodata=nodata)
+    expected = np.ones((40, 40), bool)
+    expected[:, :step] = expected[:5] = False
+    if dtype != "uint8":  # there 0 is also a colour
+        expected[10:15] = False
+    with RasterPair(str(first), str(other), Reading((3, 2, 1), (0, 255), align)) as pair:
+        pixels, valid = pair.read(0, 40)
+        _, seen = pair.overview((20, 20))
+    np.testing.assert_array_equal(valid, expected)
+    np.testing.assert_array_equal(pixels[1][20:][valid[20:]], images[1][20:][valid[20:]])
+    assert not seen[:2].any() and seen[10:, 1:].all()
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NodataShadowWarning")  # it is told, once
+@pytest.mark.parametrize("fourth", ["undefined", "alpha"])
+def test_water_that_is_black_in_infrared_alone_is_data(tmp_path, fourth):
+    images = np.concatenate((scenes(40, 40), np.full((2, 40, 40, 1), 90, np.uint8)), axis=3)
+    images[:, 10:20, :, 3] = 0
+    images[:, 30:] = 0
+    alpha = "yes" if fourth == "alpha" else "no"  # GDAL calls four bands of 8 bit RGB and alpha
+    files = [
+        write(tmp_path / f"{i}.tif", images[i], nodata=0, photometric="rgb", alpha=alpha)
+        for i in range(2)
+    ]
+    with rasterio.open(files[0]) as raster:
+        assert raster.colorinterp[3].name == fourth
+    with RasterPair(*map(str, files), Reading((1, 2, 3))) as pair:
+        _, valid = pair.read(0, 40)
+    np.testing.assert_array_equal(valid, np.arange(40)[:, None].repeat(40, 1) < 30)
+
+
+def test_percentiles_are_those_of_pixels_with_data_in_the_bands_that_are_taken(tmp_path):
+    images = np.concatenate((scenes(40, 40), np.full((2, 40, 40, 1), 9)), axis=3).astype(np.int16)
+    images[:, :20, :, :3] = -9999
+    files = [write(tmp_path / f"{i}.tif", images[i], nodata=-9999) for i in range(2)]
+    with RasterPair(*map(str, files), Reading((1, 2, 3), "percentiles")) as pair:
+        low = pair.scalings[0].low
+    np.testing.assert_allclose(low, np.percentile(images[0, 20:, :, :3], 2, axis=(0, 1)))
+
+
 def test_the_summary_knows_its_inputs_and_how_long_it_took(pair, tmp_path):
     t1, t2, images = pair
     left, top = rasterio.warp.transform(UTM, CRS.from_epsg(3857), [500_000], [5_000_000])

@@ -305,7 +305,7 @@ class SceneReader:
     def read(self, start: int, stop: int) -> Strip:
         """Read full-width rows; cheapest in ascending order.
 
-        Pixels that are nodata or masked in one of the dates become 255 in the label, and so do
+        Pixels that `missing_data` names in one of the dates become 255 in the label, and so do
         those that `read_label` names.
 
         Args:
@@ -320,8 +320,8 @@ class SceneReader:
         t1 = read_bands(self._t1, self._bands[0], window)
         t2 = read_bands(self._t2, self._bands[1], window)
         label, raw = read_label(self._label, self._rule, window)
-        for image in (self._t1, self._t2):
-            if (masked := missing_data(image, window)) is not None:
+        for image, bands in zip((self._t1, self._t2), self._bands, strict=True):
+            if (masked := missing_data(image, bands, window)) is not None:
                 label[masked] = IGNORE
         return Strip(start, t1, t2, label, raw)
 
@@ -382,25 +382,47 @@ def read_bands(
 
 
 def missing_data(
-    dataset: DatasetReader, window: Window, *, shape: tuple[int, int] | None = None
+    dataset: DatasetReader,
+    bands: Sequence[int],
+    window: Window,
+    *,
+    shape: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.bool_] | None:
-    """Where an image has no data, (h, w), or None where it has data everywhere.
+    """Where an image has no data in some of its bands, (h, w), or None where it has everywhere.
+
+    A mask or an alpha band is one for all bands. A nodata value is looked for in `bands` alone: a
+    pixel is missing where any of them holds it, as with NaN; in samples of 8 bit, where every value
+    is a colour too, only where all of them do. Beside a nodata value alpha does not count, as GDAL
+    has it: four bands of 8 bit often name the fourth so that is none.
+
+    Args:
+        dataset: an open raster.
+        bands: 1-based numbers.
+        window: what to read.
+        shape: h and w of the result where it is to be smaller than the window.
 
     Raises:
         DataError: the file is damaged there.
     """
-    unmasked = all(MaskFlags.all_valid in flags for flags in dataset.mask_flag_enums)
-    if unmasked and ColorInterp.alpha not in dataset.colorinterp:
-        return None
+    flags = dataset.mask_flag_enums
+    unmasked = all(MaskFlags.all_valid in flags[band - 1] for band in bands)
     try:
-        if unmasked:  # GDAL takes alpha for a mask in samples of uint8 and uint16 alone
+        if any(MaskFlags.per_dataset in each for each in flags):
+            missing = dataset.dataset_mask(window=window, out_shape=shape) == 0
+        elif not unmasked:
+            planes = shape and (len(bands), *shape)
+            missing = dataset.read_masks(list(bands), window=window, out_shape=planes) == 0
+            bytes_ = all(dataset.dtypes[band - 1] == "uint8" for band in bands)
+            missing = missing.all(axis=0) if bytes_ else missing.any(axis=0)
+        elif ColorInterp.alpha in dataset.colorinterp:
+            # GDAL takes alpha for a mask in samples of uint8 and uint16 alone.
             alpha = dataset.colorinterp.index(ColorInterp.alpha) + 1
-            valid = dataset.read(alpha, window=window, out_shape=shape)
+            missing = dataset.read(alpha, window=window, out_shape=shape) == 0
         else:
-            valid = dataset.dataset_mask(window=window, out_shape=shape)
+            return None
     except RasterioError as error:
         raise _damaged(dataset, window, error) from error
-    mask: npt.NDArray[np.bool_] = valid == 0
+    mask: npt.NDArray[np.bool_] = missing
     return mask
 
 

@@ -154,7 +154,7 @@ class RasterPair:
                 samples = read_bands(raster, bands, window, dtype=np.float32, shape=shape)
                 valid &= np.isfinite(samples).all(axis=2)
                 pixels[date] = scaling.apply(samples)
-            if (missing := missing_data(raster, window, shape=shape)) is not None:
+            if (missing := missing_data(raster, bands, window, shape=shape)) is not None:
                 valid &= ~missing
         return pixels, valid
 

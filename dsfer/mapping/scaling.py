@@ -80,7 +80,7 @@ def _percentiles(raster: DatasetReader, bands: Bands) -> Scaling:
     rows, cols = (min(SAMPLE_SIDE, side) for side in raster.shape)
     whole = Window(0, 0, raster.width, raster.height)
     samples = read_bands(raster, bands, whole, dtype=np.float32, shape=(rows, cols))
-    missing = missing_data(raster, whole, shape=(rows, cols))
+    missing = missing_data(raster, bands, whole, shape=(rows, cols))
     valid = np.isfinite(samples).all(axis=2)
     if missing is not None:
         valid &= ~missing
