@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,9 +85,9 @@ def write(
 ) -> Path:
     """Write (rows, cols, bands) as GeoTIFF."""
     rows, cols, bands = image.shape
-    options = {"dtype": image.dtype} | options
+    options = {"driver": "GTiff", "dtype": image.dtype} | options
     with rasterio.open(
-        path, "w", driver="GTiff", width=cols, height=rows, count=bands,
+        path, "w", width=cols, height=rows, count=bands,
         crs=crs, transform=transform, **options,
     ) as raster:  # fmt: skip
         raster.write(image.transpose(2, 0, 1))
@@ -714,6 +715,21 @@ def test_a_file_that_is_cut_off_stops_the_run_and_names_the_rows(tmp_path):
     with pytest.raises(DataError, match=r"1\.tif: damaged between rows"):
         predict_raster(t1, t2, detector(), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.tif", "1.tif"]
+
+
+def test_a_damaged_jpeg_stops_the_run_in_whatever_thread(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    t1 = write(tmp_path / "t1.tif", image)
+    t2 = write(tmp_path / "t2.jpg", image, driver="JPEG")
+    content = bytearray(t2.read_bytes())
+    content[5000:9000] = b"\xff" * 4000  # unless told otherwise GDAL makes it grey, with a warning
+    t2.write_bytes(content)
+    with ThreadPoolExecutor(1) as pool:  # as tasks of a flow run
+        mapped = pool.submit(predict_raster, t1, t2, detector(), tmp_path / "out")
+        # Not as late as in the preview, which begins at row 0.
+        with pytest.raises(DataError, match=r"t2\.jpg: damaged between rows [1-9]"):
+            mapped.result()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_raster_that_is_replaced_because_it_was_damaged_is_mapped_from_the_start(

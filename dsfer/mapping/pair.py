@@ -75,7 +75,7 @@ class RasterPair:
 
     def __init__(self, t1: str, t2: str, reading: Reading):
         with ExitStack() as stack:
-            stack.enter_context(rasterio.Env(**GDAL_OPTIONS, **gdal_store_options()))
+            stack.enter_context(_gdal())
             first, second = (stack.enter_context(open_raster(location(path))) for path in (t1, t2))
             self._bands = [choose_bands(image, reading.bands) for image in (first, second)]
             self.scalings: list[Scaling | None] = [
@@ -145,18 +145,24 @@ class RasterPair:
     def _read(self, window: Window, shape: tuple[int, int]) -> tuple[Pixels, npt.NDArray[np.bool_]]:
         pixels = np.empty((2, *shape, 3), np.uint8)
         valid = np.ones(shape, np.bool_)
-        for date, (raster, bands, scaling) in enumerate(
-            zip(self._rasters, self._bands, self.scalings, strict=True)
-        ):
-            if scaling is None:
-                pixels[date] = read_bands(raster, bands, window, shape=shape)
-            else:
-                samples = read_bands(raster, bands, window, dtype=np.float32, shape=shape)
-                valid &= np.isfinite(samples).all(axis=2)
-                pixels[date] = scaling.apply(samples)
-            if (missing := missing_data(raster, bands, window, shape=shape)) is not None:
-                valid &= ~missing
+        with _gdal():  # rows are read ahead, and options do not reach from one thread to another
+            for date, (raster, bands, scaling) in enumerate(
+                zip(self._rasters, self._bands, self.scalings, strict=True)
+            ):
+                if scaling is None:
+                    pixels[date] = read_bands(raster, bands, window, shape=shape)
+                else:
+                    samples = read_bands(raster, bands, window, dtype=np.float32, shape=shape)
+                    valid &= np.isfinite(samples).all(axis=2)
+                    pixels[date] = scaling.apply(samples)
+                if (missing := missing_data(raster, bands, window, shape=shape)) is not None:
+                    valid &= ~missing
         return pixels, valid
+
+
+def _gdal() -> rasterio.Env:
+    """What GDAL is to read by, in the thread that enters it."""
+    return rasterio.Env(**GDAL_OPTIONS, **gdal_store_options())
 
 
 def _resampled(raster: DatasetReader, grid: Grid) -> WarpedVRT:
