@@ -279,7 +279,7 @@ def test_ground_that_the_second_raster_lacks_is_no_data(tmp_path, dtype, how, al
     row, col = (4, 3) if align else (0, 0)
     second = images[1, row:, col:].astype(dtype)
     place = PLACE @ Affine.translation(col, row)
-    t1 = write(tmp_path / "t1.tif", images[0])
+    t1 = write(tmp_path / "t1.tif", images[0].astype(dtype))
     expected = np.zeros((60, 60), bool)
     expected[row:, col:] = True
     if how == "nothing":
@@ -634,6 +634,75 @@ def test_bands_are_those_of_training_unless_others_are_named(tmp_path):
     np.testing.assert_allclose(read(tmp_path / "out/probability.tif"), expected, atol=1e-6)
     summary = predict_raster(*files, trained, tmp_path / "named", reading=Reading((1, 1, 1)))
     assert summary["pixels"]["changed"] == 0
+
+
+def declared(path: Path, image: np.ndarray, *colours: ColorInterp) -> Path:
+    """Write an image whose bands are declared as of these colours, and further ones as of none."""
+    write(path, image, photometric="minisblack")
+    with rasterio.open(path, "r+") as raster:
+        rest = [ColorInterp.undefined] * (raster.count - len(colours))
+        raster.colorinterp = [*colours, *rest]
+    return path
+
+
+RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+
+
+@pytest.mark.parametrize(
+    ("colours", "trained", "message"),
+    [
+        ((RGB, RGB), None, None),
+        ((RGB, ()), None, None),
+        (((), ()), (3, 2, 1), None),
+        ((RGB[::-1], RGB[::-1]), (3, 2, 1), None),
+        (
+            (RGB, RGB[::-1]),
+            None,
+            "2.tif: its bands 1,2,3, which an RGB image has as red, green, "
+            "blue, are declared as blue, green, red",
+        ),
+        (((), RGB), (3, 2, 1), "2.tif: its bands 3,2,1, which training has as red, green, blue, "
+                               "are declared as blue, green, red"),
+        ((RGB, RGB), (1, 1, 1), "1.tif: its bands 1,1,1, which training has"),
+    ],
+)  # fmt: skip
+def test_bands_declared_as_of_other_colours_have_to_be_named(tmp_path, colours, trained, message):
+    files = [
+        str(declared(tmp_path / f"{number}.tif", image, *names))
+        for number, image, names in zip((1, 2), scenes(40, 40), colours, strict=True)
+    ]
+    knowing = replace(detector(), metadata=replace(detector().metadata, bands=trained))
+    if message is not None:
+        with pytest.raises(DataError, match=re.escape(message)) as refused:
+            predict_raster(*files, knowing, tmp_path / "out")
+        assert "--bands" in str(refused.value)
+    reading = Reading(None if message is None else trained or (1, 2, 3))
+    predict_raster(*files, knowing, tmp_path / "out", reading=reading)
+
+
+def test_another_number_of_bands_is_asked_about_where_those_of_training_are_taken(tmp_path):
+    images = scenes(40, 40)
+    more = np.concatenate((images[1], images[1, ..., :1]), axis=2)
+    files = [str(declared(tmp_path / f"{i}.tif", image)) for i, image in enumerate(images)]
+    four = str(declared(tmp_path / "four.tif", more))
+    alpha = str(declared(tmp_path / "alpha.tif", more, *RGB[::-1], ColorInterp.alpha))
+    with pytest.raises(DataError, match=r"four\.tif: has 4 bands, but .*0\.tif has 3.*--bands"):
+        RasterPair(files[0], four, Reading(), (3, 2, 1))
+    for second, reading in ((four, Reading((3, 2, 1))), (alpha, Reading())):
+        with RasterPair(files[0], second, reading, (3, 2, 1)) as pair:
+            np.testing.assert_array_equal(pair.read(0, 40)[0][1], images[1, ..., ::-1])
+
+
+def test_samples_of_two_types_share_no_stretch(tmp_path):
+    images = scenes(40, 40)
+    t1 = write(tmp_path / "t1.tif", images[0])
+    t2 = write(tmp_path / "t2.tif", images[1].astype(np.uint16) * 12)
+    with pytest.raises(DataError, match=r"t2\.tif: samples are uint16, but .*t1\.tif are uint8"):
+        predict_raster(t1, t2, detector(), tmp_path / "out", reading=Reading(scale=(0, 3000)))
+    reading = Reading(scale="percentiles")  # each by itself
+    summary = predict_raster(t1, t2, detector(), tmp_path / "out", reading=reading)
+    first, second = summary["scaling"]
+    assert max(first["high"]) <= 255 < min(second["low"])
 
 
 def damage(kind: str) -> Callable[[Path, np.ndarray], Path]:

@@ -3,7 +3,7 @@
 Legend: h rows, w columns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -28,9 +28,12 @@ from dsfer.data.rasters import (
     read_bands,
 )
 from dsfer.data.tars import Pixels
+from dsfer.errors import DataError
 from dsfer.mapping.grids import TOLERANCE, Grid, check_overlap, check_same_grid, grid_of
 from dsfer.mapping.scaling import Scale, Scaling, resolve_scaling
 from dsfer.paths import gdal_store_options, location
+
+_COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Reading:
     """How a pair of rasters is read.
 
     Attributes:
-        bands: three 1-based bands to take as R, G, B, or None for the only three there are.
+        bands: three 1-based bands to take as R, G, B, whatever colours they are declared as; None
+            for those of training or the only three there are.
         scale: values that become 0 and 255, see `dsfer.mapping.scaling`.
         align: resample the second raster onto the first where their grids differ.
         tolerance: pixels by which two grids may lie apart and count as one.
@@ -65,23 +69,30 @@ class RasterPair:
         t1: first date, anything that GDAL opens.
         t2: second date.
         reading: how they are read.
+        trained: bands of the training imagery, for a reading that names none.
 
     Raises:
-        DataError: a file cannot be opened, or cannot be read as RGB; or its grid is none to draw
-            maps on.
+        DataError: a file cannot be opened, or cannot be read as RGB; the two have no common sample
+            type or, where `reading` names no bands, do not declare the same; or a grid is none to
+            draw maps on.
         GridMismatchError: the grids differ, and `reading` does not align them.
         ConfigError: an impossible scale.
     """
 
-    def __init__(self, t1: str, t2: str, reading: Reading):
+    def __init__(self, t1: str, t2: str, reading: Reading, trained: Bands | None = None):
         with ExitStack() as stack:
             stack.enter_context(_gdal())
             first, second = (stack.enter_context(open_raster(location(path))) for path in (t1, t2))
-            self._bands = [choose_bands(image, reading.bands) for image in (first, second)]
+            wanted = reading.bands or trained
+            self._bands = [choose_bands(image, wanted) for image in (first, second)]
+            if reading.bands is None:
+                _check_bands(first, second, self._bands, trained)
             self.scalings: list[Scaling | None] = [
                 resolve_scaling(image, bands, reading.scale)
                 for image, bands in zip((first, second), self._bands, strict=True)
             ]
+            if reading.scale != "percentiles":
+                _check_types(first, second, self._bands)
             self.grids = (grid_of(first), grid_of(second))
             self.grid: Grid = self.grids[0]
             self.aligned = reading.align and self.grids[1] != self.grid
@@ -158,6 +169,52 @@ class RasterPair:
                 if (missing := missing_data(raster, bands, window, shape=shape)) is not None:
                     valid &= ~missing
         return pixels, valid
+
+
+def _check_bands(
+    first: DatasetReader, second: DatasetReader, bands: Sequence[Bands], trained: Bands | None
+) -> None:
+    """Refuse bands that nobody named and that may not be R, G and B of both dates."""
+    for image, chosen in zip((first, second), bands, strict=True):
+        declared = [image.colorinterp[band - 1] for band in chosen]
+        if any(
+            colour in _COLOURS and colour is not wanted
+            for colour, wanted in zip(declared, _COLOURS, strict=True)
+        ):
+            numbers = ",".join(map(str, chosen))
+            raise DataError(
+                f"its bands {numbers}, which {'training' if trained else 'an RGB image'} has as "
+                f"red, green, blue, are declared as {', '.join(c.name for c in declared)}",
+                where=image.name,
+                mend=f"name the bands of both dates that are R, G and B: --bands {numbers} if the "
+                "file declares them wrongly",
+            )
+    counts = [
+        sum(colour is not ColorInterp.alpha for colour in image.colorinterp)
+        for image in (first, second)
+    ]
+    if counts[0] != counts[1]:
+        raise DataError(
+            f"has {counts[1]} bands, but {first.name} has {counts[0]}: the same number may mean "
+            "another colour",
+            where=second.name,
+            mend="name the bands that are R, G and B of both with --bands",
+        )
+
+
+def _check_types(first: DatasetReader, second: DatasetReader, bands: Sequence[Bands]) -> None:
+    """Refuse samples of two types: one stretch would not fit both."""
+    kinds = [
+        ", ".join(sorted({image.dtypes[band - 1] for band in chosen}))
+        for image, chosen in zip((first, second), bands, strict=True)
+    ]
+    if kinds[0] != kinds[1]:
+        raise DataError(
+            f"samples are {kinds[1]}, but those of {first.name} are {kinds[0]}",
+            where=second.name,
+            mend="convert one to type and unit of the other, or stretch each by itself with "
+            "--scale percentiles",
+        )
 
 
 def _gdal() -> rasterio.Env:

@@ -135,11 +135,10 @@ def predict_raster(
         LabelError: the label is not one 8-bit band, or breaks its rule.
     """
     out, detector = Path(out), as_detector(detector)
-    reading = _with_bands(reading, detector)
     threshold_from = _threshold_from(options, detector)
     options = replace(options, threshold=detector.threshold(options.threshold))
     with ExitStack() as stack:
-        pair = stack.enter_context(RasterPair(str(t1), str(t2), reading))
+        pair = stack.enter_context(RasterPair(str(t1), str(t2), reading, detector.metadata.bands))
         if label is not None:
             check_fits(label, pair)
         work = stack.enter_context(work_folder(out))
@@ -172,7 +171,7 @@ def identity_of(
         "t2": _identity(t2),
         "weights": detector.metadata.sha256,
         "overlap": shared_pixels(detector.tile_size, options.overlap),
-        "bands": _with_bands(reading, detector).bands,
+        "bands": reading.bands or detector.metadata.bands,
         "scale": reading.scale,
         "align": reading.align,
     }
@@ -183,10 +182,6 @@ def identity_of(
 def label_identity(label: Label | None) -> list[Any] | None:
     """What the scores of a map depend on beside its probabilities and options."""
     return None if label is None else [*_identity(label.path), label.rule]
-
-
-def _with_bands(reading: Reading, detector: Detector) -> Reading:
-    return replace(reading, bands=reading.bands or detector.metadata.bands)
 
 
 def _threshold_from(options: MapOptions, detector: Detector) -> str:
