@@ -133,7 +133,9 @@ def predict(
     scale: Annotated[
         str | None, typer.Option(help="Values that become 0 and 255, as 0,3000; or percentiles.")
     ] = None,
-    tolerance: Annotated[float, typer.Option(help="Pixels by which the grids may differ.")] = 1.0,
+    tolerance: Annotated[
+        float, typer.Option(help="Pixels by which the grids may differ, up to 1.")
+    ] = 1.0,
     overlap: Annotated[float, typer.Option(help="Share of a window that neighbours share.")] = 0.5,
     threshold: Annotated[
         str, typer.Option(help="Probability above which it changed; auto: best in validation.")
@@ -173,7 +175,7 @@ def predict(
             label=Label(label, label_rule) if label else None,
             resume=resume,
         )
-        _print_summary(summary, out, tolerance)
+        _print_summary(summary, out)
         return
     if label is not None:
         raise ConfigError(
@@ -204,12 +206,13 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     Console(highlight=False).print(table)
 
 
-def _print_summary(summary: dict[str, Any], out: Path, tolerance: float) -> None:
+def _print_summary(summary: dict[str, Any], out: Path) -> None:
     console = Console(highlight=False)
     grids = (
         "resampled onto the first"
         if summary["aligned"]
-        else f"{summary['grid_offset_pixels']:.3g} pixels apart, below {tolerance:g} is tolerated"
+        else f"{summary['grid_offset_pixels']:.3g} pixels apart, "
+        f"below {summary['grid_tolerance_pixels']:g} is tolerated"
     )
     pixels = summary["pixels"]
     table = Table(show_header=False, box=None, pad_edge=False)

@@ -146,6 +146,7 @@ def test_maps_of_other_rasters_or_read_in_another_way_are_not_taken_for_done(lis
         (partial(again, pair, reading=Reading(bands=(3, 2, 1))), "bands"),
         (partial(again, pair, reading=Reading(scale=(0.0, 99.0))), "scale"),
         (partial(again, pair, reading=Reading(align=True)), "align"),
+        (partial(again, pair, reading=Reading(tolerance=0.5)), "tolerance"),
         (partial(again, pair, options=MapOptions(overlap=0.25)), "options"),
     ):
         with pytest.raises(ConfigError, match="these maps were made with") as refused:

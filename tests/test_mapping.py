@@ -245,6 +245,23 @@ def test_a_second_raster_on_another_grid_stops_or_is_resampled(tmp_path):
         predict_raster(t1, elsewhere, detector(), tmp_path / "out", reading=Reading(align=True))
 
 
+@pytest.mark.parametrize("tolerance", [0, -1, 1.01, 5, float("inf"), float("nan")])
+def test_a_tolerance_that_would_let_any_grids_pass_is_refused(tolerance):
+    with pytest.raises(ConfigError, match=r"tolerance: .* is no part of a pixel"):
+        Reading(tolerance=tolerance)
+
+
+def test_the_summary_says_how_far_grids_lie_apart_and_what_was_tolerated(tmp_path):
+    images = scenes(40, 40)
+    t1 = write(tmp_path / "t1.tif", images[0])
+    t2 = write(tmp_path / "t2.tif", images[1], transform=PLACE @ Affine.translation(0.25, 0))
+    with pytest.raises(GridMismatchError, match=r"0\.25 pixels apart, 0\.2 are tolerated"):
+        predict_raster(t1, t2, detector(), tmp_path / "out", reading=Reading(tolerance=0.2))
+    summary = predict_raster(t1, t2, detector(), tmp_path / "out", reading=Reading(tolerance=0.5))
+    assert summary["grid_offset_pixels"] == pytest.approx(0.25)
+    assert summary["grid_tolerance_pixels"] == summary["identity"]["tolerance"] == 0.5
+
+
 def with_hole(path: Path, image: np.ndarray, how: str, **options: Any) -> Path:
     """Write an image whose upper left 4 x 4 pixels are missing, which is said in some way."""
     valid = np.ones(image.shape[:2], bool)

@@ -28,7 +28,7 @@ from dsfer.data.rasters import (
     read_bands,
 )
 from dsfer.data.tars import Pixels
-from dsfer.errors import DataError
+from dsfer.errors import ConfigError, DataError
 from dsfer.mapping.grids import TOLERANCE, Grid, check_overlap, check_same_grid, grid_of
 from dsfer.mapping.scaling import Scale, Scaling, resolve_scaling
 from dsfer.paths import gdal_store_options, location
@@ -45,13 +45,26 @@ class Reading:
             for those of training or the only three there are.
         scale: values that become 0 and 255, see `dsfer.mapping.scaling`.
         align: resample the second raster onto the first where their grids differ.
-        tolerance: pixels by which two grids may lie apart and count as one.
+        tolerance: pixels by which two grids may lie apart and count as one, above 0 and up to 1.
     """
 
     bands: Bands | None = None
     scale: Scale = None
     align: bool = False
     tolerance: float = TOLERANCE
+
+    def __post_init__(self) -> None:
+        """Refuse what would switch the check of the grids off.
+
+        Raises:
+            ConfigError: a tolerance that is none.
+        """
+        if not 0 < self.tolerance <= 1:
+            raise ConfigError(
+                f"{self.tolerance:g} is no part of a pixel",
+                where="tolerance",
+                mend="give a number above 0 and up to 1, or resample the second raster by align",
+            )
 
 
 class RasterPair:

@@ -174,6 +174,7 @@ def identity_of(
         "bands": reading.bands or detector.metadata.bands,
         "scale": reading.scale,
         "align": reading.align,
+        "tolerance": reading.tolerance,
     }
     stored: dict[str, Any] = json.loads(json.dumps(identity))
     return stored
@@ -403,6 +404,7 @@ class _Maps:
             ],
             "grid": str(pair.grid),
             "grid_offset_pixels": pair.offset,
+            "grid_tolerance_pixels": identity["tolerance"],
             "aligned": pair.aligned,
             "bands": identity["bands"],
             "scaling": [s and {"low": list(s.low), "high": list(s.high)} for s in pair.scalings],
