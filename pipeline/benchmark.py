@@ -159,9 +159,10 @@ def score_sheets(
     """A sheet for each data set; of Table I with one of the pairs of its rows behind it."""
     sheets = []
     for dataset, part in records.groupby("dataset", sort=False):
-        sheets.append(score_sheet(part, score_caption(part, plan.seeds, plan.changes)))
+        here = [entry for entry in entries if entry.dataset == dataset]
+        note = here[0].cells[0].settings.data.policy.note
+        sheets.append(score_sheet(part, score_caption(part, plan.seeds, plan.changes, note)))
         if entries[0].table == "I":
-            here = [entry for entry in entries if entry.dataset == dataset]
             try:
                 sheets += _significance(here, outcomes)
             except DataError as error:

@@ -32,6 +32,9 @@ DSFER_NET_KEYS = ("encoder", "hopfield_dim", "hopfield_beta", "norm")
 REDRAWN = ("bit", "changeformer", "vct")
 """Networks whose released code draws all weights anew, those of ImageNet included."""
 
+FROM_SCRATCH = ("changeformer", "fc-ef-res", "fc-siam-conc", "transformer")
+"""Networks, and encoders of Dsfer-Net, of which there are no ImageNet weights."""
+
 STORES = ("s3", "gs", "az")
 """Kinds of object stores that shards may be kept in."""
 
@@ -146,7 +149,8 @@ class DataSettings(Frozen):
     def as_published(self) -> bool:
         """Whether the pixels are read, cut and split as those that published numbers belong to.
 
-        Only then do published statistics, class weights and scores apply.
+        Only then do published statistics, class weights and scores apply. A random split counts
+        with any seed, as the authors' own is not known; the policy's note says so.
         """
         entry = self.entry
         read = (self.label_rule, self.bands) == (entry.label_rule, entry.bands)
@@ -276,7 +280,7 @@ def resolve(params: Params) -> Settings:
     _check_split(params, data)
     variant, encoder = _variant(params), _encoder(params)
     _check_tile_size(params.model, encoder, data.tile_size)
-    _check_pretrained(params.model, recipe)
+    _check_pretrained(params.model, encoder, recipe)
     _check_width(encoder, recipe)
     for key, chosen_here in {
         "variant": variant,
@@ -446,7 +450,7 @@ def _last_stride(encoder: str) -> int:
         raise _impossible("encoder", error.problem, str(error.mend)) from error
 
 
-def _check_pretrained(model: str, recipe: Recipe) -> None:
+def _check_pretrained(model: str, encoder: str | None, recipe: Recipe) -> None:
     if recipe.pretrained == "none":
         return
     if recipe.pretrained == "redrawn":
@@ -457,6 +461,12 @@ def _check_pretrained(model: str, recipe: Recipe) -> None:
                 "set pretrained: none",
             )
         return
+    if (encoder or model) in FROM_SCRATCH:
+        raise _impossible(
+            "pretrained",
+            f"'{recipe.pretrained}', and there are no ImageNet weights of {encoder or model}",
+            "set pretrained: none",
+        )
     if recipe.width != 1:
         raise _impossible(
             "pretrained",

@@ -34,8 +34,11 @@ HEADINGS = {
 ANY_DATA = "parameters"
 """A measure that does not depend on data: the paper's figure is comparable everywhere."""
 
-MADE = ("split", "tiles", "recipe", "iterations", "device")
-"""What records tell of how they were made."""
+MADE = ("split", "tiles", "device")
+"""What captions tell of how records were made."""
+
+BY_ROW = {"recipe": "recipe", "iterations": "iterations", "date": "measured on"}
+"""What has a column, by its heading, where rows differ in it; elsewhere the caption tells it."""
 
 NOT_PUBLISHED = "not published"
 """In place of the paper's figure, in rows that the paper does not have."""
@@ -149,7 +152,7 @@ def records_of(
         "date": _range(dated),
         "protocol": PROTOCOL,
         "split": listed(m.split_hash for m in scores.values()),
-        "recipe": listed(m.recipe for m in scores.values()),
+        "recipe": entry.cells[0].settings.recipe_name,
         "iterations": listed(m.iterations for m in scores.values()),
         "device": listed(m.device for m in scores.values()),
         "tiles": listed(m.tiles.n for m in scores.values()),
@@ -183,13 +186,19 @@ def _range(days: Sequence[date]) -> str:
     return " to ".join(str(day) for day in sorted({min(days), max(days)})) if days else ""
 
 
-def _days(records: pd.DataFrame) -> list[str]:
-    """On which days rows were measured, each once."""
-    return [str(day) for day in records["date"].unique() if day]
+def _alike(records: pd.DataFrame, name: str, otherwise: str) -> str:
+    """What all rows that have a value have in common; empty for none, `otherwise` for several."""
+    values = _values(records, name)
+    return otherwise if len(values) > 1 else listed(values)
+
+
+def _values(records: pd.DataFrame, name: str) -> list[str]:
+    """Different values of what is in `BY_ROW`; none where records do not tell it, as of costs."""
+    return [str(value) for value in records.get(name, pd.Series()).unique() if value]
 
 
 def score_caption(
-    records: pd.DataFrame, seeds: Sequence[int], changes: Mapping[str, object]
+    records: pd.DataFrame, seeds: Sequence[int], changes: Mapping[str, object], note: str = ""
 ) -> str:
     """How one table was measured on one data set.
 
@@ -197,21 +206,24 @@ def score_caption(
         records: of that table and data set, see `records_of`.
         seeds: of training.
         changes: what every cell changes of `params.yaml`.
+        note: what the catalog says of the split.
     """
     made = {name: listed(filter(None, records[name])) or "none" for name in MADE}
     changed = ", ".join(f"{key}: {value}" for key, value in changes.items())
-    days = _days(records)
-    measured = days[0] if len(days) == 1 else "days as in the table" if days else "not measured"
-    return " ".join(
-        [
-            f"Change class of the test split {made['split']} in percent, {made['tiles']} "
-            f"{PROTOCOL}. Recipe {made['recipe']}; {made['iterations']} iterations; seed "
-            f"{listed(seeds)}{'; ± is one standard deviation over seeds' * (len(seeds) > 1)}.",
-            f"Other than in params.yaml: {changed}." if changed else "",
-            f"{made['device']}; {measured}; commit {commit(Path())}.",
-            _beside(records),
-        ]
-    ).replace("  ", " ")
+    recipe, iterations = (
+        _alike(records, name, "as in the table") or "none" for name in ("recipe", "iterations")
+    )
+    measured = _alike(records, "date", "days as in the table") or "not measured"
+    sentences = [
+        f"Change class of the test split {made['split']} in percent, {made['tiles']} "
+        f"{PROTOCOL}. Recipe {recipe}; iterations {iterations}; seed "
+        f"{listed(seeds)}{'; ± is one standard deviation over seeds' * (len(seeds) > 1)}.",
+        f"Other than in params.yaml: {changed}." if changed else "",
+        f"{made['device']}; {measured}; commit {commit(Path())}.",
+        _beside(records),
+        note,
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def _beside(records: pd.DataFrame) -> str:
@@ -229,7 +241,7 @@ def score_sheet(records: pd.DataFrame, caption: str) -> Sheet:
     """Print records of one table on one data set.
 
     A line is a row; each measure has our figure, the paper's, and the difference where the two are
-    comparable. Where rows are not of the same day, the last column says of which.
+    comparable. What rows differ in beside that, see `BY_ROW`, is in the last columns.
 
     Args:
         records: as `record` makes them.
@@ -247,9 +259,10 @@ def score_sheet(records: pd.DataFrame, caption: str) -> Sheet:
             columns[heading, f"paper, {beside}" if beside else "paper"] = figures
         if part["difference"].notna().any():
             columns[heading, "Δ"] = part["difference"].map(lambda d: _number(d, "+.2f"))
-    if len(_days(records)) > 1:
-        by_row = records.drop_duplicates("row").set_index("row")["date"]
-        columns["measured on", ""] = by_row.map(lambda day: day or _number(None))
+    by_row = records.drop_duplicates("row").set_index("row")
+    for what, heading in BY_ROW.items():
+        if len(_values(records, what)) > 1:
+            columns[heading, ""] = by_row[what].map(lambda value: value or _number(None))
     lines = records.to_dict("records")
     whys = [(line["row"], line["why"]) for line in lines if line["why"]]
     whys += [

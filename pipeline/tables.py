@@ -27,10 +27,12 @@ class Row(Frozen):
     Attributes:
         label: as it is printed.
         changes: what makes it, by key of `params.yaml`.
+        defaults: what it takes unless the caller gives something else, whatever `params.yaml` says.
     """
 
     label: str
     changes: dict[str, Any] = Field(alias="set")
+    defaults: dict[str, Any] = Field(alias="default", default={})
 
 
 class Table(Frozen):
@@ -146,7 +148,7 @@ def entries_of(
         name: of the table.
         datasets: names of data sets; those of the paper where none are given.
         seeds: of training.
-        changes: what else differs from `params.yaml`, by key.
+        changes: what else differs from `params.yaml`, by key; wins over the rows' defaults.
         models: networks that have a row, too, where rows are networks.
 
     Raises:
@@ -169,12 +171,12 @@ def entries_of(
             label=row.label,
             dataset=dataset,
             cells=tuple(
-                make_cell("table", changes | row.changes | {"dataset": dataset, "seed": seed})
-                for seed in seeds
+                make_cell("table", values | {"dataset": dataset, "seed": seed}) for seed in seeds
             ),
         )
         for dataset in datasets or table.datasets
         for key, row in rows.items()
+        for values in [row.defaults | changes | row.changes]
     ]
 
 

@@ -13,6 +13,7 @@ from dsfer.models.encoders import ENCODERS, build_encoder
 from dsfer.models.resnet import ResNet18Encoder
 from dsfer.models.siamese import encode_pair, has_batch_norm
 from dsfer.models.torchvision_encoder import TorchvisionEncoder
+from pipeline.params import FROM_SCRATCH
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,15 @@ def test_widths_sizes_and_pretraining_that_an_encoder_lacks_are_refused():
     model = dsfer.create_model("dsfer-net", encoder="resnet18", width=0.125, norm="channel")
     with pytest.raises(TileSizeError, match="pad them to 64x64"):
         model(image, image)
+
+
+def test_the_networks_and_encoders_without_imagenet_weights_are_known_before_they_are_built():
+    with torch.device("meta"):
+        networks = {name: dsfer.create_model(name, width=0.125) for name in dsfer.list_models()}
+        encoders = {name: build_encoder(name, width=0.125) for name in ENCODERS}
+    built = {name: getattr(network, "encoder", None) for name, network in networks.items()}
+    lacking = [n for n, e in (built | encoders).items() if not hasattr(e, "load_imagenet")]
+    assert sorted(lacking) == sorted(FROM_SCRATCH)
 
 
 def test_batch_norm_sees_each_date_by_itself_in_training():

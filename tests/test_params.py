@@ -461,6 +461,8 @@ def test_variants_are_those_of_the_model(tmp_path, model, variant, options):
         ({"encoder": "resnet50", "tile_size": 144, "width": 1}, "not divisible by 32"),
         ({"encoder": "resnet50", "dataset": "demo"}, "resnet50 has one width, not 0.25 times it"),
         ({"model": "stanet", "pretrained": "redrawn"}, "released start of bit, .*not of stanet"),
+        ({"encoder": "transformer", "dataset": "cdd"}, "no ImageNet weights of transformer.*none"),
+        ({"model": "fc-ef-res", "pretrained": "imagenet"}, "no ImageNet weights of fc-ef-res"),
     ],
 )
 def test_what_a_method_cannot_take_is_refused_before_any_work(tmp_path, changes, message):

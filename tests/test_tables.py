@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+import torchvision
 
 from dsfer.errors import ConfigError, DataError
-from dsfer.models import MODELS, Method
+from dsfer.models import MODELS, Method, imagenet
 from pipeline import benchmark, cost, flows, sheets
 from pipeline.benchmark import BenchmarkError, Plan, parse_changes, parse_seeds
 from pipeline.cost import Costs, cost_caption, cost_records
+from pipeline.model import build_network
 from pipeline.published import load_published
 from pipeline.results import Metrics
 from pipeline.sensitivity import sensitivity_figure, write_plot
@@ -81,6 +84,82 @@ def test_every_row_of_every_table_has_its_figures_and_possible_parameters():
     assert paper_figures("V", "1")["cdd"] == {"F1": 95.17, "OA": 98.84}
 
 
+def test_the_network_of_every_cell_can_be_built_as_its_recipe_asks(monkeypatch):
+    """In full width, without memory and without a download: torchvision's shapes alone."""
+
+    def shapes(weights):
+        network, _, _ = weights.partition("_Weights")
+        return torchvision.models.get_model(network.lower()).state_dict()
+
+    monkeypatch.setattr(imagenet, "_downloaded", shapes)
+    cells = [
+        cell.settings
+        for name in load_tables()
+        for entry in entries_of(name, [], [0], {})
+        for cell in entry.cells
+    ]
+    networks = {f"{s.params.model} {s.model_options} {s.recipe.pretrained}": s for s in cells}
+    starts = {key: settings.recipe.pretrained for key, settings in networks.items()}
+    assert len(networks) == 9 + 3 + 2 and list(starts.values()).count("imagenet") == 10
+    assert [key for key in networks if "transformer" in key and starts[key] == "none"]
+    with torch.device("meta"):
+        for settings in networks.values():
+            build_network(settings)
+
+
+def recipes(name, changes, dataset="whu-cd"):
+    entries = entries_of(name, [dataset], [0], changes)
+    return {entry.key: entry.cells[0].settings.recipe_name for entry in entries}
+
+
+def test_dsfer_net_has_the_papers_recipe_unless_the_caller_names_another():
+    paper = dict.fromkeys(load_tables()["I"].rows, "") | {"dsfer-net": "paper"}
+    assert recipes("I", {}) == {key: recipe or key for key, recipe in paper.items()}
+    assert set(recipes("I", {"recipe": "common"}).values()) == {"common"}
+    for name, dataset in {"III": "demo", "IV": "levir-cd", "V": "demo"}.items():
+        assert set(recipes(name, {}, dataset).values()) == {"paper"}
+    for given, taken in {"modern": "modern", "common": "common", None: "modern"}.items():
+        assert set(recipes("IV", {"recipe": given}).values()) == {taken}
+    (cell,) = entries_of("III", ["cdd"], [0], {})[-1].cells
+    assert (cell.settings.recipe.lr, cell.settings.recipe.ema) == (1e-4, 0)
+    assert (cell.settings.recipe.lambda_, cell.settings.recipe.class_weights) == (
+        1.0, "inverse-frequency",
+    )  # fmt: skip
+
+
+def test_rows_of_different_recipes_say_which_is_theirs():
+    """STANet failed, and trains for another time than the others."""
+
+    def outcome(key, _):
+        return "not run" if key == "stanet" else scores(90.0, iterations=9 if key == "bit" else 5)
+
+    sheet = sheet_of(measured("I", "levir-cd", outcome))
+    assert "Recipe as in the table; iterations as in the table; seed 0, 1;" in sheet.caption
+    lines = sheet.frame[[("recipe", ""), ("iterations", "")]]
+    assert lines.loc["Dsfer-Net"].tolist() == ["paper", "5"]
+    assert lines.loc["BiT"].tolist() == ["bit", "9"]
+    assert lines.loc["STANet"].tolist() == ["stanet", "—"]
+    text = markdown("T", [sheet], None)
+    assert re.search(r" recipe \| +iterations \|\n", text)
+    alike = sheet_of(measured("V", "levir-cd", lambda *_: scores(90.0)))
+    assert "recipe" not in alike.frame and "iterations" not in alike.frame
+    assert "Recipe paper; iterations 60; seed 0, 1;" in alike.caption
+
+
+def test_the_caption_says_what_to_know_of_the_split():
+    """WHU-CD's random split is of the paper's kind, whatever its seed, but not the paper's draw."""
+    for changes, said in [
+        ({"split_seed": 7}, "this is another draw of the same kind."),
+        ({"split": "spatial"}, "train : val as in the ratio."),
+    ]:
+        entries = entries_of("V", ["whu-cd"], [0], changes)
+        outcomes = {entry.cells[0].name: scores(90.0) for entry in entries}
+        records = records_for(entries, outcomes)
+        (sheet,) = benchmark.score_sheets(records, entries, outcomes, Plan(changes=changes))
+        assert sheet.caption.endswith(said)
+        assert (("F1", "Δ") in sheet.frame) == ("split_seed" in changes)
+
+
 def test_a_network_that_the_paper_lacks_has_rows_without_its_figures(monkeypatch):
     monkeypatch.setitem(MODELS, "small-net", Method("dsfer.models.small_net.SmallNet"))
     plan = Plan(["I", "II", "III"], ["levir-cd"], models=["small-net", "bit", "small-net"])
@@ -118,7 +197,7 @@ def test_mean_and_spread_stand_beside_the_paper_and_the_difference():
         "ours": "90.50 ± 0.71", "paper": "90.76", "Δ": "−0.26",
     }  # fmt: skip
     assert sheet.frame.loc["BiT", ("F1", "Δ")] == "+2.31"
-    for stamp in ("026d67e1be7f", "64 isolated tiles", "Recipe modern", "60 iterations",
+    for stamp in ("026d67e1be7f", "64 isolated tiles", "Recipe as in the table", "iterations 60",
                   "seed 0, 1", "one standard deviation", "iterations: 60",
                   "2 cores; 2026-11-24; commit abc1234", "Δ: ours less the paper's"):  # fmt: skip
         assert stamp in sheet.caption
@@ -141,7 +220,7 @@ def test_the_day_is_that_of_the_measurement():
     ) | {"BiT": "2026-11-24 to 2026-11-25", "VcT": "—"}
     assert "2 cores; days as in the table; commit" in sheet.caption
     text = markdown("T", [sheet], None)
-    assert re.search(r" IoU, Δ \| +measured on \|\n", text)
+    assert re.search(r" IoU, Δ \| +recipe \| +measured on \|\n", text)
     assert re.search(r"\| BiT +\|.*\| 2026-11-24 to 2026-11-25 \|\n", text)
     assert records.groupby("key")["date"].first()[["bit", "vct"]].tolist() == [
         "2026-11-24 to 2026-11-25", "",
@@ -187,7 +266,11 @@ def test_what_is_missing_is_never_filled_and_says_why():
 
     sheet = sheet_of(measured("IV", "levir-cd", outcome))
     ours = sheet.frame[("F1", "ours")].to_dict()
-    assert ours == {"ResNet-18": "failed†", "Transformer": "not measured†", "VGG-16": "80.00†"}
+    assert ours == {
+        "ResNet-18": "failed†",
+        "Transformer, from scratch": "not measured†",
+        "VGG-16": "80.00†",
+    }
     assert sheet.frame[("F1", "Δ")].to_dict()["ResNet-18"] == "—"
     assert sheet.notes[0] == (
         "† ResNet-18: seed 0 failed: lr: the loss is inf at step 1.; "
@@ -493,6 +576,10 @@ def test_bad_input_is_named():
         (Plan(names=["V"], changes={"iteratons": 1}), "perhaps you mean 'iterations'"),
         (Plan(names=["V"], datasets=["lever-cd"]), "perhaps you mean 'levir-cd'"),
         (Plan(names=["I"], changes={"recipe": "paper"}), "recipe 'paper' is for dsfer-net"),
+        (
+            Plan(names=["IV"], changes={"pretrained": "imagenet"}),
+            "there are no ImageNet weights of transformer. To mend it: set pretrained: none",
+        ),
         (
             Plan(names=["II"], models=["bitt"]),
             "models: unknown model 'bitt'; perhaps you mean 'bit'",

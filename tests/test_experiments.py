@@ -1,0 +1,64 @@
+"""DVC's queue for real, in a project of one stage that fails at will."""
+
+import sys
+
+from pipeline.experiments import failure, finished, run_queued
+from tests.project import commit, dvc, environment, run
+
+STAGES = f"""\
+stages:
+  measure:
+    cmd: {sys.executable} measure.py
+    deps: [measure.py]
+    params: [amount]
+    metrics: [metrics.json]
+"""
+
+MEASURE = """\
+import pathlib, sys
+
+amount, here = pathlib.Path("params.yaml").read_text(), pathlib.Path({folder!r})
+with (here / "tries").open("a") as tries:
+    tries.write(amount)
+if "2" in amount and not (here / "room").exists():
+    sys.exit("error: disk: no room. To mend it: make some.")
+pathlib.Path("metrics.json").write_text("{{}}")
+"""
+
+
+def test_what_failed_is_told_and_tried_again_when_the_same_is_started_again(
+    tmp_path, monkeypatch, capfd
+):
+    project = tmp_path / "project"
+    project.mkdir()
+    run(project, "git", "init", "--quiet", "--initial-branch=main")
+    dvc(project, "init", "--quiet")
+    (project / "params.yaml").write_text("amount: 0\n")
+    (project / "dvc.yaml").write_text(STAGES)
+    (project / "measure.py").write_text(MEASURE.format(folder=str(tmp_path)))
+    commit(project, "project")
+    monkeypatch.chdir(project)
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+
+    def start():
+        experiments = {"small": {"amount": 1}, "large": {"amount": 2}}
+        run_queued(experiments, 1, stopped=lambda: False, check=lambda: None)
+        tries = (tmp_path / "tries").read_text().splitlines()
+        return capfd.readouterr().out, tries.count("amount: 1"), tries.count("amount: 2")
+
+    told = "DVC's queue holds a failed run of large: disk: no room.\nit is taken away, and"
+    printed, *tries = start()
+    assert "2 of 2 experiments are through" in printed and "failed run" not in printed
+    assert tries == [1, 1] and finished().keys() == {"small"}
+    assert failure("large") == "disk: no room." and failure("small") is None
+
+    printed, *tries = start()
+    assert told in printed and "1 of 1 experiments are through" in printed
+    assert tries == [1, 2] and finished().keys() == {"small"}
+    assert dvc(project, "queue", "status").count("Failed") == 1
+
+    (tmp_path / "room").touch()
+    printed, *tries = start()
+    assert told in printed and tries == [1, 3]
+    assert finished().keys() == {"small", "large"} and failure("large") is None
