@@ -5,7 +5,7 @@ the same are one experiment. What is finished is read, not computed again.
 """
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,12 +116,35 @@ def read_scenes(cell: Cell) -> pd.DataFrame:
         return pd.read_csv(file, dtype={"scene": str}, keep_default_na=False, na_values=[""])
 
 
+def fetch(cell: Cell, paths: Iterable[Path], folder: Path) -> None:
+    """Copy outputs of a finished cell to a folder, under the paths that they have in the project.
+
+    Args:
+        cell: the cell.
+        paths: files or folders.
+        folder: where they are put.
+
+    Raises:
+        DataError: DVC's cache no longer holds one.
+    """
+    files = DVCFileSystem(rev=cell.name)
+    for path in paths:
+        with _named(cell, path):
+            files.get(path.as_posix(), str(folder / path), recursive=True)
+
+
 @contextmanager
 def _kept(cell: Cell, name: str) -> Iterator[Any]:
     path = cell.settings.model_folder / "evaluation" / name
+    with _named(cell, path), DVCFileSystem(rev=cell.name).open(path.as_posix()) as file:
+        yield file
+
+
+@contextmanager
+def _named(cell: Cell, path: Path) -> Iterator[None]:
+    """Say which file of which experiment the cache lacks."""
     try:
-        with DVCFileSystem(rev=cell.name).open(path.as_posix()) as file:
-            yield file
+        yield
     except FileNotFoundError as error:
         raise DataError(
             "is not in DVC's cache",

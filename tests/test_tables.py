@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from dsfer.errors import ConfigError, DataError
+from dsfer.files import read_json, write_json
 from dsfer.models import MODELS, Method
 from pipeline import benchmark, cost, flows, sheets
 from pipeline.benchmark import BenchmarkError, Plan, parse_changes, parse_seeds
@@ -298,6 +299,12 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
             raise DataError("is not in DVC's cache")
         return counts(cell, 20)
 
+    def draw_plates(entries, outcomes, folder):
+        missing = [e.key for e in entries if isinstance(outcomes[e.cells[0].name], str)]
+        if gone:
+            raise DataError("holds no shards")
+        write_json(folder / "figures.json", {"rows": len(entries), "left_out": missing})
+
     def f1(cell):
         return scores(90.0 if cell.settings.params.model == "dsfer-net" else 75.0)
 
@@ -311,6 +318,7 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
     monkeypatch.setattr(benchmark, "missing_reason", lambda cell: "failed: no room.")
     monkeypatch.setattr(benchmark, "read_metrics", f1)
     monkeypatch.setattr(benchmark, "read_scenes", read_scenes)
+    monkeypatch.setattr("pipeline.comparison.draw_plates", draw_plates)
     plan, gone = Plan(names=["I"], datasets=["demo", "demo"], seeds=[0]), False
     with pytest.raises(BenchmarkError, match="BiT: seed 0 failed: no room") as raised:
         benchmark.benchmark(plan, 1, tmp_path)
@@ -324,13 +332,17 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
     assert re.search(r"\| VcT less Dsfer-Net +\| +−4\.29 \|.* yes \|", text)
     assert {path.name for path in tmp_path.iterdir()} == {
         "table-I.md", "table-I.tex", "table-I.html", "table-I.csv", "table-I-demo-significance.csv",
+        "comparison-demo",
     }  # fmt: skip
+    drawn = read_json(tmp_path / "comparison-demo/figures.json")
+    assert drawn == {"rows": 9, "left_out": ["bit"]}
     failed, gone = set(), True
     others = [tmp_path / f"table-{name}-demo-significance.csv" for name in ("I-folder", "II")]
     for path in others:
         path.write_text("former")
-    with pytest.raises(BenchmarkError, match=r"real, demo: is not in DVC's cache"):
+    with pytest.raises(BenchmarkError, match=r"real, demo: is not in DVC's cache.* figures, demo"):
         benchmark.benchmark(plan, 1, tmp_path)
+    assert not (tmp_path / "comparison-demo").exists()
     assert {path.name for path in tmp_path.glob("*-significance.csv")} == {others[1].name}
     text = (tmp_path / "table-I.md").read_text()
     assert re.search(r"\| BiT +\| +80\.00 \|", text) and "† is not in DVC's cache" in text
