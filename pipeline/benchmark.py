@@ -24,8 +24,8 @@ from ruamel.yaml.error import YAMLError
 
 from dsfer.errors import ConfigError, DataError, DsferError
 from dsfer.files import atomic_path
-from dsfer.significance import compare_f1
-from pipeline.cells import Cell, missing_reason, queue_held, read_metrics, read_scenes, run_cells
+from dsfer.significance import BLOCK, FEW, by_block, compare_f1
+from pipeline.cells import Cell, missing_reason, queue_held, read_counts, read_metrics, run_cells
 from pipeline.cost import cost_caption, measure_costs
 from pipeline.experiments import finished
 from pipeline.results import Metrics
@@ -191,12 +191,16 @@ def _significance(entries: Sequence[Entry], outcomes: dict[str, Outcome]) -> lis
         )
     if len(whole) < 2:
         return []
-    scenes = {e.label: pd.concat([read_scenes(cell) for cell in e.cells]) for e in whole}
+    tiles = {e.label: pd.concat([read_counts(cell) for cell in e.cells]) for e in whole}
+    scenes = blocks = tiles[whole[0].label]["scene"].nunique()
+    if scenes < FEW:
+        side = BLOCK * whole[0].cells[0].settings.data.tile_size
+        tiles = {label: by_block(counts, side) for label, counts in tiles.items()}
+        blocks = tiles[whole[0].label]["scene"].nunique()
+    pairs = compare_f1(tiles, seed=TEST_SEED)
     left_out = [entry.label for entry in entries if entry not in whole]
     note = f"{MARK} Left out, since seeds lack results: {', '.join(left_out)}."
-    pairs = compare_f1(scenes, seed=TEST_SEED)
-    count = scenes[whole[0].label]["scene"].nunique()
-    return [significance_sheet(whole[0], pairs, count, (note,) if left_out else ())]
+    return [significance_sheet(whole[0], pairs, scenes, blocks, (note,) if left_out else ())]
 
 
 def draw_figures(

@@ -106,14 +106,15 @@ def read_metrics(cell: Cell) -> Metrics:
         return Metrics.model_validate(json.load(file))
 
 
-def read_scenes(cell: Cell) -> pd.DataFrame:
-    """The counts of a finished cell, a row per scene: `pipeline.results.SCENE_COLUMNS`.
+def read_counts(cell: Cell) -> pd.DataFrame:
+    """The counts of a finished cell, a row per tile: `pipeline.results.TILE_COLUMNS`.
 
     Raises:
         DataError: DVC's cache no longer holds them.
     """
-    with _kept(cell, "scenes.csv") as file:
-        return pd.read_csv(file, dtype={"scene": str}, keep_default_na=False, na_values=[""])
+    text = dict.fromkeys(("id", "scene"), str)
+    with _kept(cell, "tiles.csv") as file:
+        return pd.read_csv(file, dtype=text, keep_default_na=False, na_values=["", "nan"])
 
 
 def fetch(cell: Cell, paths: Iterable[Path], folder: Path) -> None:
