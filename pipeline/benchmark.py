@@ -10,7 +10,8 @@ no other (Table II, being one run, fails as a whole); a run that was killed at a
 when it is started again.
 """
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -23,8 +24,8 @@ from ruamel.yaml.error import YAMLError
 
 from dsfer.errors import ConfigError, DataError, DsferError
 from dsfer.files import atomic_path
-from dsfer.significance import compare_f1
-from pipeline.cells import Cell, missing_reason, queue_held, read_metrics, read_scenes, run_cells
+from dsfer.significance import BLOCK, FEW, by_block, compare_f1
+from pipeline.cells import Cell, missing_reason, queue_held, read_counts, read_metrics, run_cells
 from pipeline.cost import cost_caption, measure_costs
 from pipeline.experiments import finished
 from pipeline.results import Metrics
@@ -44,7 +45,7 @@ from pipeline.tables import Entry, Name, check_models, entries_of, load_tables, 
 from pipeline.typeset import write_document
 
 LAST_STAGE = "evaluate"
-"""Tables need scores; figures and report of a cell are made by `dvc exp run` with its values."""
+"""Tables need scores and weights; the report of a cell is made by `dvc exp run` with its values."""
 
 TEST_SEED = 0
 
@@ -53,7 +54,7 @@ OUT = Path("data/tables")
 
 
 class BenchmarkError(DsferError):
-    """Some cells of a table have no result, or its rows could not be compared."""
+    """Some cells of a table have no result, or its rows could not be compared or drawn."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,14 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
     Args:
         plan: what to measure.
         jobs: experiments to run at a time.
-        out: for `table-NAME` as .md, .tex, .html and .csv, and the plot of Table V.
+        out: for `table-NAME` as .md, .tex, .html and .csv, the plot of Table V, and with Table I
+            plates of its networks in `comparison-DATASET`.
 
     Raises:
         ConfigError: the plan is impossible; nothing has been started.
         QueueError: it was stopped, or DVC failed.
-        BenchmarkError: cells failed, or could not be compared, which the tables say too.
+        BenchmarkError: cells failed, or could not be compared, which the tables say too; or plates
+            could not be drawn.
     """
     entries = plan.entries()
     cells = {cell.name: cell for rows in entries.values() for row in rows for cell in row.cells}
@@ -136,6 +139,8 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
         missing += [f"{sheet.title}: {sheet.failure}" for sheet in sheets if sheet.failure]
         lacking = records[records["why"] != ""]
         missing += (lacking["row"] + ": " + lacking["why"]).unique().tolist()
+        if name == "I":
+            missing += draw_figures(rows, outcomes, out)
     print(f"tables {', '.join(entries)} are in {out}", flush=True)
     if missing:
         raise BenchmarkError(
@@ -187,12 +192,38 @@ def _significance(entries: Sequence[Entry], outcomes: dict[str, Outcome]) -> lis
         )
     if len(whole) < 2:
         return []
-    scenes = {e.label: pd.concat([read_scenes(cell) for cell in e.cells]) for e in whole}
+    tiles = {e.label: pd.concat([read_counts(cell) for cell in e.cells]) for e in whole}
+    scenes = blocks = tiles[whole[0].label]["scene"].nunique()
+    if scenes < FEW:
+        side = BLOCK * whole[0].cells[0].settings.data.tile_size
+        tiles = {label: by_block(counts, side) for label, counts in tiles.items()}
+        blocks = tiles[whole[0].label]["scene"].nunique()
+    pairs = compare_f1(tiles, seed=TEST_SEED)
     left_out = [entry.label for entry in entries if entry not in whole]
     note = f"{MARK} Left out, since seeds lack results: {', '.join(left_out)}."
-    pairs = compare_f1(scenes, seed=TEST_SEED)
-    count = scenes[whole[0].label]["scene"].nunique()
-    return [significance_sheet(whole[0], pairs, count, (note,) if left_out else ())]
+    return [significance_sheet(whole[0], pairs, scenes, blocks, (note,) if left_out else ())]
+
+
+def draw_figures(
+    entries: Sequence[Entry], outcomes: dict[str, Outcome], out: Path
+) -> Iterator[str]:
+    """Draw the paper's plates with all rows of Table I, into a folder for each data set.
+
+    Where that cannot be, a former folder is removed: its networks are not those of the table.
+
+    Yields:
+        What could not be drawn, and why.
+    """
+    from pipeline.comparison import draw_plates  # needs torch, which is slow to import
+
+    for dataset in dict.fromkeys(entry.dataset for entry in entries):
+        here = [entry for entry in entries if entry.dataset == dataset]
+        folder = out / f"comparison-{dataset.replace('/', '-')}"
+        try:
+            draw_plates(here, outcomes, folder)
+        except DsferError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            yield f"figures, {dataset}: {error}"
 
 
 def write_table(name: Name, records: pd.DataFrame, sheets: Sequence[Sheet], out: Path) -> None:

@@ -5,7 +5,7 @@ the same are one experiment. What is finished is read, not computed again.
 """
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,22 +106,46 @@ def read_metrics(cell: Cell) -> Metrics:
         return Metrics.model_validate(json.load(file))
 
 
-def read_scenes(cell: Cell) -> pd.DataFrame:
-    """The counts of a finished cell, a row per scene: `pipeline.results.SCENE_COLUMNS`.
+def read_counts(cell: Cell) -> pd.DataFrame:
+    """The counts of a finished cell, a row per tile: `pipeline.results.TILE_COLUMNS`.
 
     Raises:
         DataError: DVC's cache no longer holds them.
     """
-    with _kept(cell, "scenes.csv") as file:
-        return pd.read_csv(file, dtype={"scene": str}, keep_default_na=False, na_values=[""])
+    text = dict.fromkeys(("id", "scene"), str)
+    with _kept(cell, "tiles.csv") as file:
+        return pd.read_csv(file, dtype=text, keep_default_na=False, na_values=["", "nan"])
+
+
+def fetch(cell: Cell, paths: Iterable[Path], folder: Path) -> None:
+    """Copy outputs of a finished cell to a folder, under the paths that they have in the project.
+
+    Args:
+        cell: the cell.
+        paths: files or folders.
+        folder: where they are put.
+
+    Raises:
+        DataError: DVC's cache no longer holds one.
+    """
+    files = DVCFileSystem(rev=cell.name)
+    for path in paths:
+        with _named(cell, path):
+            files.get(path.as_posix(), str(folder / path), recursive=True)
 
 
 @contextmanager
 def _kept(cell: Cell, name: str) -> Iterator[Any]:
     path = cell.settings.model_folder / "evaluation" / name
+    with _named(cell, path), DVCFileSystem(rev=cell.name).open(path.as_posix()) as file:
+        yield file
+
+
+@contextmanager
+def _named(cell: Cell, path: Path) -> Iterator[None]:
+    """Say which file of which experiment the cache lacks."""
     try:
-        with DVCFileSystem(rev=cell.name).open(path.as_posix()) as file:
-            yield file
+        yield
     except FileNotFoundError as error:
         raise DataError(
             "is not in DVC's cache",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dsfer.significance import BLOCK
 from pipeline.results import Metrics
 from pipeline.tables import Entry, Name, load_tables, paper_figures, row_of
 from pipeline.workspace import commit
@@ -293,29 +294,40 @@ def _number(value: float | None, form: str = ".2f") -> str:
 
 
 def significance_sheet(
-    entry: Entry, pairs: pd.DataFrame, scenes: int, notes: tuple[str, ...]
+    entry: Entry, pairs: pd.DataFrame, scenes: int, blocks: int, notes: tuple[str, ...]
 ) -> Sheet:
     """Print which differences of F1 between the rows of Table I are real.
 
     Args:
         entry: one of the rows.
         pairs: as `dsfer.significance.compare_f1` returns them, by the rows' labels.
-        scenes: how many were exchanged; one leaves nothing to test.
+        scenes: how many the test split has.
+        blocks: how many were exchanged; as many where those are whole scenes. One leaves nothing to
+            test.
         notes: which rows are not compared.
     """
     frame = pd.DataFrame({"Δ F1": pairs["difference"].map(lambda d: _number(d, "+.2f"))})
     frame.index = pd.Index(pairs["first"] + " less " + pairs["second"])
     caption = "Differences of F1 in points of percent, not tested: one scene."
-    if scenes > 1:
+    if blocks > 1:
         frame = frame.join(_verdicts(pairs).set_index(frame.index))
         tested, real = int(pairs["p"].notna().sum()), int((pairs["p_holm"] < LEVEL).sum())
+        unit, units = "scene", f"{scenes} scenes"
+        if blocks > scenes:
+            unit, units = "block", f"{blocks} blocks of {BLOCK} x {BLOCK} tiles"
         caption = (
-            f"Paired exchange test over the {scenes} scenes of the test split, isolated tiles, "
-            "counts of all seeds added up by scene, of which F1 is taken; two-sided p, Holm's "
+            f"Paired exchange test over the {units} of the test split, isolated tiles, "
+            f"counts of all seeds added up by {unit}, of which F1 is taken; two-sided p, Holm's "
             f"correction over the {tested} pairs; interval by bootstrap. {real} of {tested} "
             f"differences are real at {LEVEL:.0%}. Networks trained again would score otherwise: "
             "that spread is in the ± of the table above, not here."
         )
+        if blocks > scenes:
+            caption += (
+                f" The split has {scenes} scene{'s' * (scenes > 1)}, too few to be exchanged, and "
+                "neighbouring blocks are not independent: intervals are too narrow, and p too "
+                "small."
+            )
         if entry.cells[0].settings.data.release.layout in DEPENDENT:
             caption += (
                 " The scenes are tiles cut and turned from a few pairs of images, so they are not "

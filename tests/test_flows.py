@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from dvc.api import DVCFileSystem
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 from prefect.client.schemas.objects import FlowRun
@@ -28,8 +29,12 @@ from ruamel.yaml import YAML
 from dsfer.errors import ConfigError
 from dsfer.files import read_json
 from pipeline import operate
+from pipeline.cells import Cell, read_metrics
+from pipeline.comparison import draw_plates
 from pipeline.experiments import WORKERS
 from pipeline.flows import check_jobs
+from pipeline.results import read_figures
+from pipeline.tables import entries_of
 from tests.project import commit, dvc, environment, executed, restore, run
 from tests.waiting import PATIENCE, wait_for
 
@@ -269,7 +274,7 @@ def test_a_sweep_is_one_table_and_says_which_experiment_failed(operation):
     assert dvc(operation.project, "queue", "status") == queued
 
 
-def test_a_table_of_the_paper_is_run_once_and_shown(operation):
+def test_a_table_of_the_paper_is_run_once_shown_and_drawn(operation, monkeypatch, tmp_path):
     project, where = operation.project, "data/tables"
     flow_run = operation.start("benchmark/local", tables=["III"], datasets=["folder/tiny"], jobs=2)
     assert operation.finish(flow_run) == "Completed", operation.log(flow_run)
@@ -282,6 +287,45 @@ def test_a_table_of_the_paper_is_run_once_and_shown(operation):
     assert f"tables III are in {where}" in run(project, *command)
     assert dvc(project, "queue", "status") == queued
     assert run(project, "git", "status", "--short") == ""
+    monkeypatch.chdir(project)
+    check_plates(project, tmp_path)
+
+
+def check_plates(project: Path, tmp_path: Path) -> None:
+    """Variants of Table III in place of methods: no folder of the project has two of them."""
+    base, failed, _, whole = entries_of("III", ["folder/tiny"], [0], {})
+    own = whole.model_copy(update={"key": "dsfer-net"})
+    of_base, of_failed, of_own = (entry.cells[0] for entry in (base, failed, own))
+    outcomes = {cell.name: read_metrics(cell) for cell in (of_own, of_base)}
+    folder = tmp_path / "comparison-folder-tiny"
+    shards = project / "data/folder/tiny/shards"
+    shards.rename(tmp_path / "shards")  # of the project itself nothing is read
+    try:
+        draw_plates([base, failed, own], outcomes | {of_failed.name: "failed: no room."}, folder)
+    finally:
+        (tmp_path / "shards").rename(shards)
+    record, pictures = read_figures(folder)
+    hashes = {
+        entry.key: json.loads(kept_weights(cell))["sha256"]
+        for entry, cell in ((base, of_base), (own, of_own))
+    }
+    assert record.methods == hashes and list(record.methods) == [base.key, "dsfer-net"]
+    assert [figure.name for figure in record.figures] == [
+        "comparison", "difference", "retrieval", "evidence-1",
+    ]  # fmt: skip
+    caption = record.figures[0].caption
+    assert "of Table III with seed 0" in caption
+    assert caption.endswith(f"Left out: {failed.key}: failed: no room.")
+    assert {path.name for path in folder.iterdir()} == {"figures.json"} | {
+        picture.with_suffix(suffix).name for picture in pictures for suffix in (".png", ".pdf")
+    }
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def kept_weights(cell: Cell) -> str:
+    """The record of the weights that an experiment trained."""
+    path = cell.settings.model_folder / "training/weights.json"
+    return DVCFileSystem(rev=cell.name).read_text(path.as_posix())
 
 
 def sweep_command(grid: dict[str, Any]) -> list[str]:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsfer.errors import DataError
-from dsfer.metrics import change_metrics
-from dsfer.significance import compare_f1, holm
+from dsfer.metrics import COUNTS, change_metrics, scene_table
+from dsfer.significance import by_block, compare_f1, holm
 
 COUNT = st.integers(0, 1000)
 
@@ -155,3 +155,29 @@ def test_holm_keeps_the_order_and_lies_between_p_and_bonferroni(values):
     corrected = holm(p)
     assert (corrected >= p).all() and (corrected <= np.minimum(1, len(p) * p)).all()
     assert (np.diff(corrected[np.argsort(p, kind="stable")]) >= 0).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.dictionaries(
+        st.tuples(st.sampled_from(["a", "a_0", "0012"]), st.integers(0, 40), st.integers(0, 40)),
+        st.tuples(COUNT, COUNT, COUNT, COUNT),
+        min_size=1,
+    ),
+    st.integers(1, 20),
+)
+def test_blocks_hold_all_counts_once_and_tiles_of_one_square(made, tiles_a_side):
+    size = 256
+    side = tiles_a_side * size
+    tiles = pd.DataFrame(list(made.values()), columns=COUNTS).assign(
+        scene=[scene for scene, _, _ in made],
+        id=[f"{scene}_{row * size:05d}_{col * size:05d}" for scene, row, col in made],
+        row=[row * size for _, row, _ in made],
+        col=[col * size for _, _, col in made],
+    )
+    blocks = by_block(tiles, side)
+    assert scene_table(blocks)[COUNTS].sum().to_dict() == tiles[COUNTS].sum().to_dict()
+    expected = [(scene, row * size // side, col * size // side) for scene, row, col in made]
+    assert blocks["scene"].tolist() == [f"{scene}_{row}_{col}" for scene, row, col in expected]
+    assert blocks["scene"].nunique() == len(set(expected))
+    assert blocks.drop(columns="scene").equals(tiles.drop(columns="scene"))

@@ -9,10 +9,11 @@ import torch
 
 import dsfer
 from dsfer import detector
-from dsfer.errors import CheckpointError, ConfigError
+from dsfer.errors import CheckpointError, ConfigError, DataError
 from dsfer.files import read_json, write_json
 from dsfer.models import MODELS
 from dsfer.weights import Metadata, save_weights
+from pipeline import comparison
 from pipeline.params import load_params
 from pipeline.results import read_figures
 from pipeline.stages.figures import (
@@ -25,6 +26,7 @@ from pipeline.stages.figures import (
     telling_pixel,
     trained_methods,
 )
+from pipeline.tables import entries_of
 from tests.tiles import MemoryTiles
 
 COUNTS = pd.DataFrame(
@@ -109,7 +111,11 @@ def test_networks_of_this_split_are_compared_in_the_paper_s_order(tiles, tmp_pat
 
 
 def settings_of(folder, model):
-    return SimpleNamespace(folder=folder, params=SimpleNamespace(model=model, device="cpu"))
+    return SimpleNamespace(
+        folder=folder,
+        model_folder=folder / "models" / model,
+        params=SimpleNamespace(model=model, device="cpu"),
+    )
 
 
 def of_schema(path, schema):
@@ -136,6 +142,49 @@ def test_others_that_cannot_be_loaded_are_left_out_and_named(tiles, tmp_path, mo
     of_schema(own, 2)
     with pytest.raises(CheckpointError, match="has schema 2"):
         trained_methods(settings, tiles)
+
+
+def test_rows_of_a_table_that_cannot_be_drawn_are_named(tiles, tmp_path, monkeypatch):
+    """Dsfer-Net among them: tiles are picked by, and insides drawn of, the last row there is."""
+
+    def fetch_weights(cell, folder):
+        if cell.settings.params.model == "bit":
+            raise DataError("is not in DVC's cache")
+        return weights[cell.settings.params.model]
+
+    weights = {name: save(tmp_path, name, tiles) for name in ("fc-ef-res", "fc-siam-conc")}
+    weights["frnet"] = save(tmp_path, "frnet", tiles, split_hash="of another", width=0.125)
+    weights["dsfer-net"] = save(tmp_path, "dsfer-net", tiles, image_size=32, width=0.125)
+    of_schema(weights["dsfer-net"], 2)
+    named = {*weights, "bit", "vct"}
+    rows = [row for row in entries_of("I", ["demo"], [0], {}) if row.key in named]
+    outcomes = {row.cells[0].name: "not run" if row.key == "vct" else None for row in rows}
+    asked_for = [Choice(tiles.ids[0], None, "chosen")]
+    counted_of = []
+    monkeypatch.setattr(comparison, "_fetch_weights", fetch_weights)
+    monkeypatch.setattr(comparison, "_fetch_test_split", lambda cell, folder: tiles)
+    monkeypatch.setattr(comparison, "fetch", lambda cell, *_: counted_of.append(cell))
+    monkeypatch.setattr(comparison, "choose", lambda *_: asked_for)
+    comparison.draw_plates(rows, outcomes, tmp_path / "plates")
+    drawn = read_json(tmp_path / "plates/figures.json")
+    assert list(drawn["methods"]) == ["fc-siam-conc", "fc-ef-res"]
+    assert [cell.settings.params.model for cell in counted_of] == ["fc-ef-res"]
+    assert drawn["left_out"] == {
+        "bit": "is not in DVC's cache",
+        "vct": "not run",
+        "frnet": "was trained on another split",
+        "dsfer-net": "has schema 2, this version reads schema 3",
+    }
+    caption = drawn["figures"][0]["caption"]
+    assert "of Table I with seed 0, trained on split 0123456789ab. Left out: BiT: is not" in caption
+    for names, problem in (([], "no row has a result"), (["frnet"], "no row has weights")):
+        done = {row.cells[0].name for row in rows if row.key in names}
+        with pytest.raises(DataError, match=problem):
+            comparison.draw_plates(
+                rows,
+                {name: None if name in done else "not run" for name in outcomes},
+                tmp_path / "none",
+            )
 
 
 def test_every_plate_is_drawn_and_read_back(tiles, tmp_path):

@@ -13,6 +13,7 @@ import torch
 import torchvision
 
 from dsfer.errors import ConfigError, DataError
+from dsfer.files import read_json, write_json
 from dsfer.models import MODELS, Method, imagenet
 from pipeline import benchmark, cost, flows, sheets
 from pipeline.benchmark import BenchmarkError, Plan, parse_changes, parse_seeds
@@ -320,10 +321,10 @@ def test_rows_of_other_splits_are_not_compared():
         assert "scored on different splits: 0, 1" in text
 
 
-def compare(entries, monkeypatch, scenes):
+def compare(entries, monkeypatch, counts_of):
     """The sheet on pairs of rows that all scored 50, but for Dsfer-Net, better in every scene."""
     outcomes = {cell.name: scores(50.0) for entry in entries for cell in entry.cells}
-    monkeypatch.setattr(benchmark, "read_scenes", lambda cell: counts(cell, scenes))
+    monkeypatch.setattr(benchmark, "read_counts", counts_of)
     (sheet,) = benchmark._significance(entries, outcomes)
     return sheet
 
@@ -334,8 +335,45 @@ def counts(cell, scenes):
     return pd.DataFrame({"scene": names, "tp": 90 if good else 60, "fp": 10, "fn": 10})
 
 
-def test_one_scene_is_not_tested(monkeypatch):
-    sheet = compare(entries_of("I", ["whu-cd"], [0], {}), monkeypatch, 1)
+def of_grid(rows, cols, scenes=1):
+    """Counts of scenes of so many tiles, Dsfer-Net better in each; row and column in the ids."""
+
+    def made(cell):
+        good = cell.settings.params.model == "dsfer-net"
+        side = cell.settings.data.tile_size
+        places = [(f"s{n}", r, c) for n in range(scenes) for r in range(rows) for c in range(cols)]
+        ids = [f"{name}_{row * side:05d}_{col * side:05d}" for name, row, col in places]
+        names = [name for name, _, _ in places]
+        tp = 90 if good else 60
+        return pd.DataFrame({"id": ids, "scene": names, "tp": tp, "fp": 10, "fn": 10})
+
+    return made
+
+
+def test_one_scene_is_tested_by_blocks_of_its_tiles(monkeypatch):
+    entries = entries_of("I", ["whu-cd"], [0, 1], {})
+    sheet = compare(entries, monkeypatch, of_grid(24, 41))
+    assert "over the 18 blocks of 8 x 8 tiles of the test split" in sheet.caption
+    assert "counts of all seeds added up by block" in sheet.caption
+    assert "The split has 1 scene, too few" in sheet.caption
+    assert "neighbouring blocks are not independent" in sheet.caption
+    assert sheet.frame.loc["BiT less Dsfer-Net", ["Δ F1", "real"]].tolist() == ["−4.29", "yes"]
+    assert sheet.frame.loc["BiT less VcT", "real"] == "not shown"
+
+
+@pytest.mark.parametrize(("scenes", "said"), [(5, "10 blocks of 8 x 8 tiles"), (6, "6 scenes")])
+def test_few_scenes_are_tested_by_blocks_and_more_as_they_are(scenes, said, monkeypatch):
+    sheet = compare(entries_of("I", ["demo"], [0], {}), monkeypatch, of_grid(8, 9, scenes))
+    assert f"over the {said} of the test split" in sheet.caption
+    assert ("not independent" in sheet.caption) == ("blocks" in said)
+
+
+def test_scenes_no_larger_than_a_block_stay_scenes(monkeypatch):
+    entries = entries_of("I", ["demo"], [0], {})
+    sheet = compare(entries, monkeypatch, of_grid(4, 4, 4))
+    assert "over the 4 scenes of the test split" in sheet.caption
+    assert "independent" not in sheet.caption
+    sheet = compare(entries, monkeypatch, of_grid(8, 8))
     assert "not tested: one scene" in sheet.caption and "real" not in sheet.caption
     assert sheet.frame.columns.tolist() == ["Δ F1"]
     assert sheet.frame.loc["BiT less Dsfer-Net"].item() == "−4.29"
@@ -349,7 +387,8 @@ def test_tiles_that_count_as_scenes_are_said_not_to_be_independent(
     dataset, split, dependent, monkeypatch
 ):
     changes = {"split": split} if split else {}
-    sheet = compare(entries_of("I", [dataset], [0], changes), monkeypatch, 20)
+    entries = entries_of("I", [dataset], [0], changes)
+    sheet = compare(entries, monkeypatch, lambda cell: counts(cell, 20))
     assert ("intervals are too narrow" in sheet.caption) == dependent
 
 
@@ -358,7 +397,7 @@ def test_pairs_of_methods_are_compared_over_pooled_seeds(monkeypatch):
     entries = entries_of("I", ["demo"], [0, 1], {})
     outcomes = {cell.name: scores(50.0) for entry in entries for cell in entry.cells}
     outcomes[entries[0].cells[1].name] = "failed: no room."
-    monkeypatch.setattr(benchmark, "read_scenes", lambda cell: counts(cell, 20))
+    monkeypatch.setattr(benchmark, "read_counts", lambda cell: counts(cell, 20))
     (sheet,) = benchmark._significance(entries, outcomes)
     assert len(sheet.frame) == 8 * 7 / 2
     assert sheet.frame.loc["BiT less Dsfer-Net", "real"] == "yes"
@@ -376,10 +415,16 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
     def run_cells(cells, *_):
         ran.extend(cells)
 
-    def read_scenes(cell):
+    def read_counts(cell):
         if gone and cell.settings.params.model == "vct":
             raise DataError("is not in DVC's cache")
         return counts(cell, 20)
+
+    def draw_plates(entries, outcomes, folder):
+        missing = [e.key for e in entries if isinstance(outcomes[e.cells[0].name], str)]
+        if gone:
+            raise DataError("holds no shards")
+        write_json(folder / "figures.json", {"rows": len(entries), "left_out": missing})
 
     def f1(cell):
         return scores(90.0 if cell.settings.params.model == "dsfer-net" else 75.0)
@@ -393,7 +438,8 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
     )
     monkeypatch.setattr(benchmark, "missing_reason", lambda cell: "failed: no room.")
     monkeypatch.setattr(benchmark, "read_metrics", f1)
-    monkeypatch.setattr(benchmark, "read_scenes", read_scenes)
+    monkeypatch.setattr(benchmark, "read_counts", read_counts)
+    monkeypatch.setattr("pipeline.comparison.draw_plates", draw_plates)
     plan, gone = Plan(names=["I"], datasets=["demo", "demo"], seeds=[0]), False
     with pytest.raises(BenchmarkError, match="BiT: seed 0 failed: no room") as raised:
         benchmark.benchmark(plan, 1, tmp_path)
@@ -407,13 +453,17 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
     assert re.search(r"\| VcT less Dsfer-Net +\| +−4\.29 \|.* yes \|", text)
     assert {path.name for path in tmp_path.iterdir()} == {
         "table-I.md", "table-I.tex", "table-I.html", "table-I.csv", "table-I-demo-significance.csv",
+        "comparison-demo",
     }  # fmt: skip
+    drawn = read_json(tmp_path / "comparison-demo/figures.json")
+    assert drawn == {"rows": 9, "left_out": ["bit"]}
     failed, gone = set(), True
     others = [tmp_path / f"table-{name}-demo-significance.csv" for name in ("I-folder", "II")]
     for path in others:
         path.write_text("former")
-    with pytest.raises(BenchmarkError, match=r"real, demo: is not in DVC's cache"):
+    with pytest.raises(BenchmarkError, match=r"real, demo: is not in DVC's cache.* figures, demo"):
         benchmark.benchmark(plan, 1, tmp_path)
+    assert not (tmp_path / "comparison-demo").exists()
     assert {path.name for path in tmp_path.glob("*-significance.csv")} == {others[1].name}
     text = (tmp_path / "table-I.md").read_text()
     assert re.search(r"\| BiT +\| +80\.00 \|", text) and "† is not in DVC's cache" in text

@@ -1,7 +1,7 @@
 """Stage `figures`: the paper's plates of chosen tiles, and why a change was called at a pixel."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from dsfer import detector
 from dsfer.data.shards import TileShards
 from dsfer.data.tars import Pixels
 from dsfer.detector import Detector
+from dsfer.devices import Device
 from dsfer.errors import CheckpointError, ConfigError
 from dsfer.features import (
     Map,
@@ -66,39 +67,64 @@ def main() -> None:
     """Run the stage."""
     settings = current_settings()
     test = open_shards(settings, "test")
-    asked_for = settings.params.figures
-    chosen = asked(asked_for, test) if asked_for else picked(read_tiles(counted(settings)))
-    tiles = [read_tile(test, choice.tile) for choice in chosen]
+    chosen = choose(settings, test, counted(settings))
     methods, left_out = trained_methods(settings, test)
-    own = methods[settings.params.model]
+    with atomic_folder(settings.model_folder / "figures") as out:
+        draw(test, chosen, methods, settings.params.model, left_out, TRAINED_HERE, out)
+
+
+def draw(
+    test: TileShards,
+    chosen: Sequence[Choice],
+    methods: Mapping[str, Detector],
+    own: str,
+    left_out: Mapping[str, str],
+    which: str,
+    out: Path,
+) -> None:
+    """Draw all plates of chosen tiles, and write `figures.json` about them.
+
+    Args:
+        test: the test split.
+        chosen: its tiles, a row each.
+        methods: networks by their names, in the order of the plate.
+        own: the one of them whose inside is drawn, too, as far as it has it.
+        left_out: why others are not compared, by their names.
+        which: a sentence for the reader, on which networks are compared.
+        out: folder that is there.
+
+    Raises:
+        ConfigError: a pixel was chosen, and the own network has no retrieval to explain it by.
+    """
+    tiles = [read_tile(test, choice.tile) for choice in chosen]
     titles = load_published().titles
     probabilities = {name: predict(method, tiles) for name, method in methods.items()}
-    with atomic_folder(settings.model_folder / "figures") as out:
-        called = {
-            titles.get(name, name): [(each > 0.5).astype(np.uint8) for each in maps]
-            for name, maps in probabilities.items()
-        }
-        save_figure(comparison_plate(tiles, called), out, "comparison")
-        caption = COMPARISON
-        if left_out:
-            reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
-            caption += f" Left out, since they cannot be loaded: {reasons}."
-        figures = [figure("comparison", "What was found, missed and invented", caption)]
-        figures += inside(own, tiles, chosen, probabilities[settings.params.model], out)
-        write_json(
-            out / "figures.json",
-            {
-                "tiles": [{"tile": each.tile, "why": each.why} for each in chosen],
-                "methods": {name: method.metadata.sha256 for name, method in methods.items()},
-                "left_out": left_out,
-                "figures": figures,
-            },
-        )
+    called = {
+        titles.get(name, name): [(each > 0.5).astype(np.uint8) for each in maps]
+        for name, maps in probabilities.items()
+    }
+    save_figure(comparison_plate(tiles, called), out, "comparison")
+    caption = f"{COMPARISON} {which}"
+    if left_out:
+        reasons = "; ".join(f"{titles.get(name, name)}: {why}" for name, why in left_out.items())
+        caption += f" Left out: {reasons.rstrip('.')}."
+    figures = [figure("comparison", "What was found, missed and invented", caption)]
+    figures += inside(methods[own], tiles, chosen, probabilities[own], out)
+    write_json(
+        out / "figures.json",
+        {
+            "tiles": [{"tile": each.tile, "why": each.why} for each in chosen],
+            "methods": {name: method.metadata.sha256 for name, method in methods.items()},
+            "left_out": left_out,
+            "figures": figures,
+        },
+    )
 
 
-COMPARISON = (
-    "As the paper's Figs. 6 to 8. The networks are those that were trained on this split of this "
-    "data set when the figure was drawn."
+COMPARISON = "As the paper's Figs. 6 to 8."
+TRAINED_HERE = (
+    "The networks are those that were trained on this split of this data set when the figure was "
+    "drawn."
 )
 DIFFERENCE = (
     "As the paper's Fig. 2: the mean of |F1 - F2| over the channels of each stage of the encoder, "
@@ -120,6 +146,22 @@ EVIDENCE = (
 def figure(name: str, title: str, caption: str) -> dict[str, str]:
     """What the report needs to know of `NAME.png`."""
     return {"name": name, "title": title, "caption": caption}
+
+
+def choose(settings: Settings, test: TileShards, counts: Path) -> list[Choice]:
+    """The tiles that params.yaml names, or those that are picked by their counts.
+
+    Args:
+        settings: all parameters.
+        test: the test split.
+        counts: `evaluation/tiles.csv`; not read where tiles are named.
+
+    Raises:
+        ConfigError: a tile or pixel that is named does not exist.
+        DataError: the counts are missing or damaged.
+    """
+    asked_for = settings.params.figures
+    return asked(asked_for, test) if asked_for else picked(read_tiles(counts))
 
 
 def asked(figures: Sequence[str], test: TileShards) -> list[Choice]:
@@ -192,30 +234,39 @@ def trained_methods(
         CheckpointError: the weights of this one cannot be loaded.
     """
     own, order = settings.params.model, load_published().titles
-    this = load(settings, own)
+    device = settings.params.device
+    this = detector.load(settings.model_folder / "training", device=device)
+    trained = (settings.folder / "models").glob("*/training/weights.safetensors")
+    others = {path.parents[1].name: path for path in trained if path.parents[1].name != own}
+    known = [name for name in order if name in others]
+    ordered = {name: others[name] for name in dict.fromkeys([*known, *sorted(others)])}
+    found, left_out = load_methods(ordered, test, device)
+    return found | {own: this}, left_out
+
+
+def load_methods(
+    weights: Mapping[str, Path], test: TileShards, device: Device
+) -> tuple[dict[str, Detector], dict[str, str]]:
+    """Networks that were trained on this split, in the order of `weights`; those of others are not.
+
+    Args:
+        weights: of each network, by its name.
+        test: the test split.
+        device: where they are run.
+
+    Returns:
+        The networks by their names, and why others could not be loaded.
+    """
     found: dict[str, Detector] = {}
     left_out: dict[str, str] = {}
-    trained = (settings.folder / "models").glob("*/training/weights.safetensors")
-    for name in sorted({path.parents[1].name for path in trained} - {own}):
+    for name, path in weights.items():
         try:
-            about = read_metadata(weights_of(settings, name)).about
-            if about.get("split_hash") == test.split_hash:
-                found[name] = load(settings, name)
+            if read_metadata(path).about.get("split_hash") == test.split_hash:
+                found[name] = detector.load(path, device=device)
         except (CheckpointError, ConfigError) as error:
             _log.warning("%s is left out of the figures: %s", name, error)
             left_out[name] = error.problem
-    known = [name for name in order if name in found]
-    return {name: found[name] for name in dict.fromkeys([*known, *found])} | {own: this}, left_out
-
-
-def weights_of(settings: Settings, name: str) -> Path:
-    """Where the weights of a method lie."""
-    return settings.folder / "models" / name / "training" / "weights.safetensors"
-
-
-def load(settings: Settings, name: str) -> Detector:
-    """The network of a method with its weights."""
-    return detector.load(weights_of(settings, name), device=settings.params.device)
+    return found, left_out
 
 
 def predict(method: Detector, tiles: Sequence[Tile]) -> list[Map]:
