@@ -4,6 +4,7 @@ Parameters are checked by these names in stages that compute nothing, so torch, 
 to load, is imported where a device is chosen.
 """
 
+import os
 from typing import TYPE_CHECKING, Literal
 
 from dsfer.errors import ConfigError
@@ -56,3 +57,12 @@ def check_gpus(processes: int) -> None:
             where="processes",
             mend=f"set processes to {gpus}, or device to cpu",
         )
+
+
+def visible_gpus() -> list[str]:
+    """What the environment variable CUDA_VISIBLE_DEVICES calls each GPU that torch sees."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]

@@ -83,13 +83,27 @@ def spread_out(cluster: int | str | None, name: str, work: Callable[[Spread], ob
 
 
 @contextlib.contextmanager
-def scheduler(cluster: int | str) -> Iterator[str]:
-    """Address of a scheduler; that of a number of workers is started here and ended."""
-    from distributed import Client, LocalCluster
+def scheduler(cluster: int | str, gpus: Sequence[str] = ()) -> Iterator[str]:
+    """Address of a scheduler; that of a number of workers is started here and ended.
+
+    Args:
+        cluster: as in `spread_out`, but for None.
+        gpus: names of GPUs, see `dsfer.devices.visible_gpus`; each of the workers started here sees
+            one of them, in turn.
+    """
+    from distributed import Client, LocalCluster, Nanny
+
+    class OneGpu(Nanny):
+        def __init__(self, *args: Any, name: int, **kwargs: Any):
+            seen = {"CUDA_VISIBLE_DEVICES": gpus[name % len(gpus)]} if gpus else {}
+            super().__init__(*args, name=name, env=QUIET | seen, **kwargs)
 
     if isinstance(cluster, int):
         with LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=cluster, threads_per_worker=1, dashboard_address="127.0.0.1:0", env=QUIET
+            n_workers=cluster,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            worker_class=OneGpu,
         ) as started:
             yield started.scheduler_address
         return

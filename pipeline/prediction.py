@@ -17,7 +17,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from dsfer.detector import Detector, load
-from dsfer.devices import Device
+from dsfer.devices import Device, visible_gpus
 from dsfer.errors import DataError, first_line
 from dsfer.figures import data_uri
 from dsfer.files import write_json
@@ -58,7 +58,7 @@ def predict(
         weights: the trained network, see `dsfer.load`.
         out: folder of the maps of all pairs, one each, and of `maps.json`.
         cluster: null for one pair after the other on this machine, a number of Dask workers to
-            start here, or the address of a scheduler.
+            start here, which take turns on its GPUs, or the address of a scheduler.
         reading: how the rasters are read: bands, scale, align, tolerance.
         options: what is made of the probabilities: threshold, min_area and others.
         label_rule: how label values are read.
@@ -72,7 +72,8 @@ def predict(
         DsferError: the list or the weights are unusable, or, when all are tried, pairs failed.
     """
     listed, folder, bundle = list_pairs(pairs), Path(out).absolute(), Path(weights).absolute()
-    detector(bundle, device, batch_size)  # what is wrong with it is wrong with every pair
+    # What is wrong with it is wrong with every pair; a GPU is needed only where pairs are mapped.
+    detector(bundle, device if cluster is None else "cpu", batch_size)
     how = {"reading": reading, "options": options, "label_rule": label_rule, "resume": True}
     with end_with_worker(), _runner(cluster) as runner:
         fan_out = map_all.with_options(task_runner=runner)
@@ -91,7 +92,7 @@ def _runner(cluster: int | str | None) -> Iterator[TaskRunner[Any]]:
         return
     from prefect_dask.task_runners import DaskTaskRunner  # takes seconds to import
 
-    with scheduler(cluster) as address:
+    with scheduler(cluster, visible_gpus()) as address:
         yield DaskTaskRunner(address=address)
 
 

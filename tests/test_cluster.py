@@ -1,14 +1,18 @@
 """Work over a Dask cluster of two workers, started here, with a Prefect server."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
+from unittest.mock import Mock
 
 import dask
 import numpy as np
+import psutil
 import pytest
 import torch
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import State, StateType
@@ -21,6 +25,7 @@ from dsfer.data.crop import CropUnit
 from dsfer.data.tiles import inspect_scenes, write_tiles
 from dsfer.data.workers import Processes, Spread
 from dsfer.errors import (
+    CheckpointError,
     ConfigError,
     DataError,
     GridMismatchError,
@@ -38,6 +43,7 @@ from tests.killed import KilledOnce, kill
 from tests.test_bad_input import configure, content, imagery, wrong_values
 from tests.test_crop import scene
 from tests.test_mapping import read, scenes, write
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("cluster")  # one server and one cluster for all
 
@@ -204,6 +210,72 @@ def test_maps_of_pairs_of_which_one_is_broken(mapped, scheduler, where):
             np.testing.assert_allclose(there, one, rtol=0, atol=near)
     with pytest.raises(DataError, match=r"3 of 3 pairs failed: .*were made with .*5"):
         prediction.predict(**given | {"options": {"min_area": 6, "threshold": 0.25}})
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "seen"),
+    [(None, 2, ["0", "0", "1"]), ("3,GPU-5a", 2, ["3", "3", "GPU-5a"]), ("", 0, [""] * 3)],
+)
+def test_workers_that_the_flow_starts_take_turns_on_its_gpus(monkeypatch, named, count, seen):
+    if named is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with prediction._runner(3) as runner, Client(runner.address, set_as_default=False) as client:
+        client.wait_for_workers(3)
+        found = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
+        assert sorted(found.values()) == seen
+        assert set(client.run(os.getenv, "DASK_LOGGING__DISTRIBUTED").values()) == {"critical"}
+
+
+def test_a_flow_whose_pairs_are_mapped_elsewhere_needs_no_gpu(mapped, monkeypatch, scheduler):
+    given = {name: str(mapped / file) for name, file in (
+        ("pairs", "pairs.csv"), ("weights", "weights.safetensors"), ("out", "maps"),
+    )} | {"device": "cuda"}  # fmt: skip
+    submitted = Mock(return_value=[])
+    monkeypatch.setattr(prediction, "map_all", Mock(**{"with_options.return_value": submitted}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch sees no GPU"):
+        prediction.predict(**given)
+    (mapped / "maps").mkdir()
+    prediction.predict(**given, cluster=scheduler)
+    assert submitted.call_args.args[4] == "cuda"  # that of the workers
+    (mapped / "weights.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="has SHA-256"):
+        prediction.predict(**given, cluster=scheduler)
+
+
+def test_a_pair_whose_worker_is_killed_is_mapped_by_another(mapped, scheduler):
+    for date, image in enumerate(scenes(800, 600), start=1):
+        write(mapped / f"large{date}.tif", image)
+    (mapped / "pairs.csv").write_text("id,t1,t2\nlarge,large1.tif,large2.tif")
+    lock, killed = mapped / "maps/.large.partial/lock", []
+
+    def holders() -> list[psutil.Process]:
+        workers = psutil.Process().children(recursive=True)
+        return [each for each in workers if str(lock) in {file.path for file in each.open_files()}]
+
+    def kill_one() -> None:
+        (process,) = wait_for(holders)
+        process.kill()
+        killed.append(process.pid)
+
+    thread = Thread(target=kill_one)
+    thread.start()
+    (row,) = prediction.predict(
+        str(mapped / "pairs.csv"),
+        str(mapped / "weights.safetensors"),
+        str(mapped / "maps"),
+        cluster=scheduler,
+    )
+    thread.join()
+    assert len(killed) == 1
+    assert row["status"] == "done"
+    network = dsfer.load(mapped / "weights.safetensors")
+    map_pairs(list_pairs(mapped), network, mapped / "one")
+    there, one = (read(mapped / out / "large/probability.tif") for out in ("maps", "one"))
+    np.testing.assert_allclose(there, one, rtol=0, atol=1e-5)
 
 
 def test_work_is_tried_again_where_its_error_may_pass():

@@ -19,7 +19,12 @@ import pytest
 import torch
 from dvc.api import DVCFileSystem
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, LogFilter
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    LogFilter,
+)
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -35,7 +40,8 @@ from pipeline.experiments import WORKERS
 from pipeline.flows import check_jobs
 from pipeline.results import read_figures
 from pipeline.tables import entries_of
-from tests.project import commit, dvc, environment, executed, restore, run
+from tests.project import TINY, commit, dvc, environment, executed, restore, run
+from tests.test_mapping import scenes, write
 from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.xdist_group("flows")  # one project and one server for all
@@ -326,6 +332,33 @@ def kept_weights(cell: Cell) -> str:
     """The record of the weights that an experiment trained."""
     path = cell.settings.model_folder / "training/weights.json"
     return DVCFileSystem(rev=cell.name).read_text(path.as_posix())
+
+
+def test_maps_of_pairs_of_which_one_is_broken_by_a_worker(operation, tmp_path):
+    for name in ("good", "broken"):
+        for date, image in enumerate(scenes(50, 60), start=1):
+            write(tmp_path / f"{name}{date}.tif", image)
+    (tmp_path / "broken1.tif").write_bytes(b"no image")
+    (tmp_path / "pairs.csv").write_text(
+        "id,t1,t2\nbroken,broken1.tif,broken2.tif\ngood,good1.tif,good2.tif"
+    )
+    flow_run = operation.start(
+        "predict/local",
+        pairs=str(tmp_path / "pairs.csv"),
+        weights=f"data/{TINY['dataset']}/models/dsfer-net/training/weights.safetensors",
+        out=str(tmp_path / "maps"),
+        options={"min_area": 5},
+    )
+    assert operation.finish(flow_run) == "Failed", operation.log(flow_run)
+    assert "1 of 2 pairs failed: broken" in operation.message(flow_run)
+    rows = json.loads(operation.artifacts(flow_run)["maps"].data)
+    assert [(row["id"], row["status"]) for row in rows] == [("broken", "failed"), ("good", "done")]
+    (shown,) = operation.client.read_artifacts(
+        artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["map-good"]))
+    )
+    assert "data:image/webp;base64," in shown.data
+    assert read_json(tmp_path / "maps/good/summary.json")["options"]["min_area"] == 5
+    assert sorted(each.name for each in (tmp_path / "maps").iterdir()) == ["good", "maps.json"]
 
 
 def sweep_command(grid: dict[str, Any]) -> list[str]:

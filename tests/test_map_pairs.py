@@ -6,6 +6,8 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 import dsfer
 from dsfer.cli import app
 from dsfer.errors import ConfigError, DataError
+from dsfer.mapping import pairs
 from dsfer.mapping.pair import Reading
 from dsfer.mapping.pairs import ListedPair, list_pairs, map_pair, map_pairs
 from dsfer.mapping.predict import MapOptions
@@ -118,6 +121,10 @@ def test_the_command_maps_all_that_can_be_and_later_what_is_missing(listed):
         assert (out / name / "errors.tif").is_file()
     before = (out / "a/summary.json").stat().st_mtime_ns
     write(listed / "B/b.tif", scenes(50, 60)[1])
+    done = CliRunner().invoke(app, arguments)
+    assert "2 of 3 pairs failed: a, c. The first: " in str(done.exception)
+    assert "maps/a: is mapped already. To mend it: add --resume" in str(done.exception)
+    shutil.rmtree(out / "b")
     done = CliRunner().invoke(app, [*arguments, "--resume"])
     assert done.exit_code == 0, done.output
     assert (out / "a/summary.json").stat().st_mtime_ns == before
@@ -164,3 +171,25 @@ def test_maps_of_other_rasters_or_read_in_another_way_are_not_taken_for_done(lis
     (out / pair.id / "summary.json").write_text(json.dumps(unknowing))
     with pytest.raises(ConfigError, match="made with something that was not noted"):
         again(pair)
+
+
+def test_an_error_that_nobody_foresaw_stops_no_other_pair(listed, monkeypatch, caplog):
+    mapped = pairs.predict_raster
+
+    def failing(t1: str, *others: Any, **how: Any) -> dict[str, Any]:
+        if Path(t1).stem == "a":
+            raise ZeroDivisionError
+        return mapped(t1, *others, **how)
+
+    monkeypatch.setattr(pairs, "predict_raster", failing)
+    network, out = dsfer.load(listed / "weights.safetensors"), listed / "maps"
+    rows = map_pairs(list_pairs(listed), network, out)
+    assert [row["status"] for row in rows] == ["failed", "failed", "done"]
+    assert rows[0]["error"] == "ZeroDivisionError()"
+    assert json.loads((out / "maps.json").read_text()) == rows
+    told = {record.message.partition(":")[0]: record.exc_info for record in caplog.records}
+    assert told["a"][0] is ZeroDivisionError and not told["b"]
+
+    monkeypatch.setattr(pairs, "predict_raster", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        map_pairs(list_pairs(listed), network, listed / "other")

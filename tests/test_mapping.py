@@ -1,6 +1,7 @@
 """Maps of whole rasters: what comes out, on which grid, and what is refused."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -211,6 +212,28 @@ def test_areas_are_square_metres_on_the_ground_in_any_crs(tmp_path, crs):
     outline = gpd.read_file(tmp_path / "out/changes.gpkg")
     on_the_plane = outline.to_crs(UTM).area.sum() / 0.9996**2
     assert summary["changed_area_m2"] == pytest.approx(on_the_plane, rel=1e-3)
+
+
+def south_of(latitude: float) -> float:
+    """Square metres of WGS 84 between equator and a parallel, for each radian of longitude."""
+    a, e2 = 6_378_137.0, 0.0066943799901413165
+    e, sine = math.sqrt(e2), math.sin(math.radians(latitude))
+    return a**2 * (1 - e2) / 2 * (sine / (1 - e2 * sine**2) + math.atanh(e * sine) / e)
+
+
+@pytest.mark.parametrize("pixel", [1e-2, 1e-3])
+def test_edges_of_changes_follow_the_parallels(tmp_path, pixel):
+    assert 4 * math.pi * south_of(90) == pytest.approx(510_065_621.724e6, rel=1e-12)
+    cols = round(1 / pixel)
+    grid = Grid(CRS.from_epsg(4326), from_origin(10, 45, pixel, pixel), 3, cols)
+    raw = RawRaster(tmp_path / "c.vrt", grid, "uint8", nodata=255)
+    # One long edge in the north, short ones in the south: what is wrong with them is not the same.
+    raw.rows[:] = 0
+    raw.rows[0] = raw.rows[1, ::2] = 1
+    raw.flush()
+    (area,) = trace_polygons(raw.path, grid, min_area=0, fill_holes=0)["area_m2"]
+    rows = [south_of(45 - row * pixel) - south_of(45 - (row + 1) * pixel) for row in (0, 1)]
+    assert area == pytest.approx(math.radians(1) * (rows[0] + rows[1] / 2), rel=1e-4)
 
 
 def test_nodata_of_either_date_stays_nodata(tmp_path):

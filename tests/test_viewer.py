@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from rasterio.crs import CRS
 from rasterio.features import rasterize
-from rasterio.transform import from_origin
+from rasterio.transform import Affine, from_origin
 from starlette.testclient import TestClient
 
 from dsfer.errors import ConfigError, DataError
@@ -31,7 +32,7 @@ from dsfer.viewer import outlines
 from dsfer.viewer.folder import TILE, ChangeFolder
 from dsfer.viewer.server import HOST, PAGE, application, serve
 from tests.pages import addresses
-from tests.test_mapping import UTM, detector, read, scenes, write
+from tests.test_mapping import PLACE, UTM, detector, read, scenes, write
 
 ROWS, COLS = 380, 520
 
@@ -288,11 +289,40 @@ def test_a_raster_that_is_gone_is_named_and_the_rest_is_shown(tmp_path):
     np.testing.assert_array_equal(stitched(client, "after", ROWS, COLS)[..., :3], blocks()[0][1])
 
 
-def test_a_raster_of_another_grid_is_not_taken_for_the_one_that_was_mapped(maps, tmp_path):
-    other = write(tmp_path / "other.tif", scenes(50, 50)[0])
-    shifted = write(tmp_path / "shifted.tif", blocks()[0][0], transform=from_origin(0, 9e5, 2, 2))
-    for path in (other, shifted):
-        assert "its grid is another" in ChangeFolder(maps, t1=str(path)).problem("before")
+@pytest.mark.parametrize("date", ["t1", "t2"])
+def test_a_raster_of_another_grid_is_not_taken_for_the_one_that_was_mapped(maps, tmp_path, date):
+    image = blocks()[0][0]
+    others = [
+        write(tmp_path / "size.tif", scenes(50, 50)[0]),
+        write(tmp_path / "place.tif", image, transform=from_origin(0, 9e5, 2, 2)),
+        write(tmp_path / "pixel.tif", image, transform=PLACE @ Affine.translation(0.5, 0)),
+        write(tmp_path / "zone.tif", image, crs=CRS.from_epsg(32634)),
+        write(tmp_path / "none.tif", image, crs=None),
+    ]
+    name = {"t1": "before", "t2": "after"}[date]
+    for path in others:
+        assert "its grid is another" in ChangeFolder(maps, **{date: str(path)}).problem(name), path
+    same = write(tmp_path / "same.tif", image)
+    assert ChangeFolder(maps, **{date: str(same)}).problem(name) is None
+
+
+def test_a_second_date_is_known_by_where_it_lay_and_a_resampled_one_by_size_and_crs(tmp_path):
+    images = scenes(60, 80)
+    t1 = write(tmp_path / "t1.tif", images[0])
+    near = PLACE @ Affine.translation(0.4, 0)
+    predict_raster(t1, write(tmp_path / "t2.tif", images[1], transform=near), detector(),
+                   tmp_path / "near")  # fmt: skip
+    assert ChangeFolder(tmp_path / "near").problem("after") is None
+    assert "its grid is another" in ChangeFolder(tmp_path / "near", t2=str(t1)).problem("after")
+
+    t2 = write(tmp_path / "far.tif", scenes(50, 70)[1], transform=PLACE @ Affine.translation(5, 5))
+    predict_raster(t1, t2, detector(), tmp_path / "far", reading=Reading(align=True))
+    assert ChangeFolder(tmp_path / "far").problem("after") is None
+    zone = write(tmp_path / "zone.tif", scenes(50, 70)[1], crs=CRS.from_epsg(32634))
+    for other in (t1, zone):
+        assert "its grid is another" in ChangeFolder(tmp_path / "far", t2=str(other)).problem(
+            "after"
+        )
 
 
 def test_a_damaged_raster_is_named(tmp_path):

@@ -16,9 +16,11 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from dsfer.figures import ERROR_COLOURS
+from dsfer.mapping.predict import MapOptions, predict_raster
 from dsfer.viewer.folder import ChangeFolder
 from dsfer.viewer.server import HOST, application
-from tests.test_viewer import COLS, ROWS, make_maps
+from tests.test_mapping import detector, write
+from tests.test_viewer import COLS, ROWS, blocks, make_maps
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), "")
@@ -303,3 +305,26 @@ def test_a_raster_that_is_gone_is_said_on_the_page(browser, tmp_path):
             page.locator("#swipe").fill("0")
             bare(page)
             assert colour(page, STRONG) == AFTER
+
+
+def test_a_threshold_close_to_one_is_where_the_page_opens_and_is_found_again(browser, tmp_path):
+    images = blocks()[0]
+    images[1, 200:300, 300:440] = 202  # of probability 0.993
+    files = [write(tmp_path / f"{i}.tif", images[i]) for i in range(2)]
+    options = MapOptions(threshold=0.996)
+    predict_raster(*files, detector(128), tmp_path / "maps", options=options)
+    with served(tmp_path / "maps") as address:
+        for page in opened(browser, address):
+            bare(page)
+            page.locator("#show-probability").check()
+            page.locator("#swipe").fill("0")
+            said, note = page.locator("#threshold-value"), page.locator("#threshold-note")
+            assert (said.inner_text(), note.inner_text()) == ("0.9960", "As mapped.")
+            assert colour(page, WEAK) == (202, 202, 202)
+            assert colour(page, STRONG) != AFTER
+            page.keyboard.press("s")
+            assert said.inner_text() == "0.99" and "0.996" in note.inner_text()
+            assert colour(page, WEAK) != (202, 202, 202)
+            page.keyboard.press("w")
+            assert note.inner_text() == "As mapped."
+            assert colour(page, WEAK) == (202, 202, 202)

@@ -31,6 +31,9 @@ FOLDERS = ("A", "B", "label")
 RECORD = "maps.json"
 """Name of the list of what was mapped."""
 
+FORESEEN = (DsferError, OSError)
+"""Errors that say by themselves what is wrong."""
+
 
 @dataclass(frozen=True)
 class ListedPair:
@@ -171,12 +174,18 @@ def map_pair(
         The summary.
 
     Raises:
-        DsferError: as `predict_raster`, or the maps that are there were made otherwise, or of
-            other rasters: what `identity_of` names, or the label.
+        DsferError: as `predict_raster`; or maps are there, and without `resume`, or made otherwise
+            or of other rasters: what `identity_of` names, or the label.
     """
     folder = out / pair.id
     label = Label(pair.label, label_rule) if pair.label else None
-    if resume and (folder / "summary.json").is_file():
+    if (folder / "summary.json").is_file():
+        if not resume:
+            raise DataError(
+                "is mapped already",
+                where=folder,
+                mend="add --resume to take it as it is, give another --out, or remove that folder",
+            )
         present = {
             "options": asdict(replace(options, threshold=detector.threshold(options.threshold))),
             **identity_of(pair.t1, pair.t2, detector, reading, options),
@@ -230,9 +239,11 @@ def map_pairs(
     for pair in pairs:
         try:
             rows.append(row_of(pair, map_pair(pair, detector, out, **how)))
-        except (DsferError, OSError) as error:
-            log.error("%s: %s", pair.id, error)
-            rows.append(row_of(pair, error))
+        except Exception as error:
+            # What nobody foresaw is the program's fault: the log has where it came from.
+            row = row_of(pair, error)
+            log.error("%s: %s", pair.id, row["error"], exc_info=not isinstance(error, FORESEEN))
+            rows.append(row)
         write_json(out / RECORD, rows)
     return rows
 
@@ -242,7 +253,7 @@ def row_of(pair: ListedPair, outcome: dict[str, Any] | BaseException) -> dict[st
     if isinstance(outcome, BaseException):
         return {
             "id": pair.id, "status": "failed", "changes": None, "changed_area_m2": None,
-            "error": str(outcome),
+            "error": str(outcome) if isinstance(outcome, FORESEEN) else repr(outcome),
         }  # fmt: skip
     found = {key: outcome[key] for key in ("changes", "changed_area_m2")}
     return {"id": pair.id, "status": "done", **found, "error": None}

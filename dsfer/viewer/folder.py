@@ -8,8 +8,9 @@ from typing import Any
 
 import rasterio
 from pyproj import Geod
+from rasterio.crs import CRS
 
-from dsfer.data.rasters import GDAL_OPTIONS, Bands, open_raster
+from dsfer.data.rasters import GDAL_OPTIONS, Bands, grid_offset, open_raster
 from dsfer.errors import DataError
 from dsfer.files import read_json
 from dsfer.mapping.grids import Grid, grid_of
@@ -18,6 +19,9 @@ from dsfer.paths import gdal_store_options, location
 
 TILE = 256
 """Rows and columns of a tile."""
+
+NEAR = 1e-3
+"""Pixels by which a raster may lie elsewhere than it did: by rounding alone."""
 
 SUMMARY, PROBABILITY, OUTLINES, ERRORS = (
     "summary.json",
@@ -37,12 +41,18 @@ class Date:
         scaling: the stretch that the network saw it with, None where its bytes are taken as they
             are.
         resampled: whether it lies on another grid than the maps.
+        size: columns and rows of the raster that was mapped.
+        crs: its coordinate reference system.
+        offset: pixels by which it lay apart from the maps, of no meaning where it was resampled.
     """
 
     path: str
     bands: Bands | None
     scaling: Scaling | None
     resampled: bool
+    size: tuple[int, int]
+    crs: CRS
+    offset: float
 
 
 class ChangeFolder:
@@ -102,14 +112,14 @@ class ChangeFolder:
             with (
                 rasterio.Env(**GDAL_OPTIONS, **gdal_store_options()),
                 open_raster(location(date.path)) as raster,
+                open_raster(self.path / PROBABILITY) as maps,
             ):
-                here = raster.width, raster.height
-                moved = name == "before" and not raster.transform.almost_equals(
-                    self.grid.transform, precision=1e-3 * self.grid.transform.a
-                )
+                same = (raster.width, raster.height) == date.size and raster.crs == date.crs
+                if same and not date.resampled:
+                    same = abs(grid_offset(maps, raster) - date.offset) < NEAR
         except DataError as error:
             return f"{date.path}: {error.problem}. If it was moved, say where with {option}."
-        if not date.resampled and (here != (self.grid.cols, self.grid.rows) or moved):
+        if not same:
             return (
                 f"{date.path}: not the raster that was mapped: its grid is another. Say with "
                 f"{option} where that one lies."
@@ -173,11 +183,15 @@ def _check_finished(path: Path) -> None:
 def _date(summary: dict[str, Any], index: int, moved: str | None) -> Date:
     scaling = summary["scaling"][index]
     bands = summary["bands"]
+    mapped = summary["inputs"][index]
     return Date(
         path=moved or summary[("t1", "t2")[index]],
         bands=tuple(bands) if bands else None,
         scaling=scaling and Scaling(tuple(scaling["low"]), tuple(scaling["high"])),
         resampled=index == 1 and summary["aligned"],
+        size=(mapped["cols"], mapped["rows"]),
+        crs=CRS.from_string(mapped["crs"]),
+        offset=summary["grid_offset_pixels"] if index else 0.0,
     )
 
 

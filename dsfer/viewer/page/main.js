@@ -100,12 +100,12 @@ function dateLayer(map, facts, name, zIndex) {
 
 function thresholdControl(facts, probability) {
   const slider = $("threshold");
+  slider.value = facts.threshold;
+  const mapped = slider.value; // what it was mapped at may lie between two steps: this is the nearest
   let drawing = 0;
   function show() {
-    // What it was mapped at may lie between two steps.
-    const near = Math.abs(Number(slider.value) - facts.threshold) < Number(slider.step) / 2;
-    const value = near ? facts.threshold : Number(slider.value);
-    $("threshold-value").textContent = value.toFixed(2);
+    const value = slider.value === mapped ? facts.threshold : Number(slider.value);
+    $("threshold-value").textContent = value.toFixed(value === Number(slider.value) ? 2 : 4);
     slider.parentElement.style.setProperty("--threshold", value);
     $("threshold-note").textContent =
       value === facts.threshold
@@ -115,7 +115,6 @@ function thresholdControl(facts, probability) {
     drawing = requestAnimationFrame(() => probability.setThreshold(value));
   }
   slider.addEventListener("input", show);
-  slider.value = facts.threshold;
   show();
   return (steps) => {
     slider[steps > 0 ? "stepUp" : "stepDown"](Math.abs(steps));
