@@ -189,11 +189,12 @@ def row_of(
     delay: Timing,
 ) -> Cost:
     """What was measured of a network, with what can be counted."""
-    device = next(model.parameters()).device
+    device, parameters = next(model.parameters()).device, count_parameters(model)
     return Cost(
         model=name,
         variant=variant_of(name),
-        parameters=count_parameters(model).counted,
+        parameters=parameters.counted,
+        live=parameters.live,
         gmacs=flops_of_pair(model, size, training=False) / 2e9,
         test_loop_s=loop.seconds,
         test_pairs=count,
