@@ -1,5 +1,6 @@
 """How much arithmetic the network is, and how much the device does."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -20,15 +21,16 @@ def flops_of_pair(model: nn.Module, size: int, *, training: bool) -> float:
     """Floating point operations of one pair, forward, or forward and backward.
 
     Counted over the matrix products and convolutions; a multiplication and an addition are two.
+    It is that of a copy without values, and the same whatever device the network is on: what is
+    padded for one device alone, as STANet's queries are on CPUs, does not count.
     """
-    device = next(model.parameters()).device
-    t1, t2 = torch.zeros(2, 1, 3, size, size, device=device)
+    counted = copy.deepcopy(model).to("meta")
+    t1, t2 = torch.zeros(2, 1, 3, size, size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
-        output: ChangeOutput = model(t1, t2)
+        output: ChangeOutput = counted(t1, t2)
         if training:
             total = torch.stack([part.sum() for part in (output.logits, *output.deep)]).sum()
             total.backward()  # type: ignore[no-untyped-call]
-    model.zero_grad()
     return float(counter.get_total_flops())
 
 

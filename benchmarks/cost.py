@@ -4,9 +4,9 @@
 
 As the paper: the wall time of a test loop of one pair at a time in float32, from files to
 predictions (with torch's defaults, under which a GPU convolves float32 in TF32). As users need it:
-from shards to counts at the batch size that is fastest, in bf16 where the device has it; the time
-from one pair to its logits, and the memory of a batch. Weights are drawn, not trained; neither
-changes what a pass costs.
+from shards to counts, on a GPU at the fastest of a few batch sizes, on a CPU in batches of 4, not
+searched, in bf16 where the device has it; the time from one pair to its logits, and the memory of a
+batch. Weights are drawn, not trained; neither changes what a pass costs.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,7 +77,8 @@ def main(
             items=tiles,
             rounds=rounds,
         )
-        report.add(f"scoring {tiles} pairs of {size} px, each at its best batch", rates, "pairs")
+        at = "each at its best batch" if len(sizes) > 1 else f"batches of {sizes[0]}, not searched"
+        report.add(f"scoring {tiles} pairs of {size} px, {at}", rates, "pairs")
         delays = compare(
             {name: single_pair(net, size, where) for name, net in networks.items()},
             items=PASSES,
@@ -146,7 +147,10 @@ def scorer(
 def best_batch(
     model: nn.Module, data: DemoTiles, device: torch.device, tiles: int, sizes: list[int]
 ) -> int:
-    """The batch size of the highest rate, of those for which the device has the memory."""
+    """The batch size of the highest rate, of those for which the device has the memory.
+
+    Of a single one nothing is tried.
+    """
     if len(sizes) == 1:
         return sizes[0]
     rates: dict[int, float] = {}
@@ -189,11 +193,12 @@ def row_of(
     delay: Timing,
 ) -> Cost:
     """What was measured of a network, with what can be counted."""
-    device = next(model.parameters()).device
+    device, parameters = next(model.parameters()).device, count_parameters(model)
     return Cost(
         model=name,
         variant=variant_of(name),
-        parameters=count_parameters(model).counted,
+        parameters=parameters.counted,
+        live=parameters.live,
         gmacs=flops_of_pair(model, size, training=False) / 2e9,
         test_loop_s=loop.seconds,
         test_pairs=count,

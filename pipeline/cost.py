@@ -38,6 +38,7 @@ class Cost(Stored):
         model: name of the network.
         variant: which of its variants, the one that Table II is of; None where it has none.
         parameters: as Table II counts them.
+        live: those of them that the network uses.
         gmacs: of one pair, forward: half the operations of convolutions and matrix products.
         test_loop_s: seconds that the paper's loop takes over `test_pairs`.
         test_pairs: how many those are.
@@ -49,6 +50,7 @@ class Cost(Stored):
     model: str
     variant: str | None
     parameters: int
+    live: int
     gmacs: float
     test_loop_s: float
     test_pairs: int
@@ -130,6 +132,7 @@ def _told(found: Costs, model: str) -> tuple[dict[str, list[float]], dict[str, o
     (cost,) = (row for row in found.rows if row.model == model)
     values = {
         "parameters": [cost.parameters / 1e6],
+        "live": [cost.live / 1e6],
         "seconds": [cost.test_loop_s / cost.test_pairs * PAPER_PAIRS],
         "GMACs": [cost.gmacs],
         "pairs/s": [cost.pairs_per_second],

@@ -91,8 +91,8 @@ class Published(Frozen):
             encoder: of Dsfer-Net, as the rows of Table IV.
         """
         if encoder not in (None, "vgg16"):
-            row = self.cost_of(model, encoder)
-            if row is None or variant not in COMPARED or dataset != "levir-cd":
+            row = self.cost_of(model, variant, encoder)
+            if row is None or dataset != "levir-cd":
                 return None
             return Reference(table="Table IV", scores=row.model_dump(include={"F1", "OA"}))
         if variant in COMPARED:
@@ -103,8 +103,10 @@ class Published(Frozen):
         f1 = by_dataset.get(dataset)
         return None if f1 is None else Reference(table="Table III", scores={"F1": f1})
 
-    def cost_of(self, model: str, encoder: str | None) -> Cost | None:
-        """What the paper says that a network costs, or None."""
+    def cost_of(self, model: str, variant: str | None, encoder: str | None) -> Cost | None:
+        """What the paper says that a network costs, or None: it counts one variant of each."""
+        if variant not in COMPARED:
+            return None
         if encoder in (None, "vgg16"):
             return self.cost.get(model)
         return next((row for name, row in self.encoders.items() if name == encoder), None)

@@ -105,7 +105,7 @@ def build_report(results: Results, drawn: DrawnFigures, published: Published | N
         measures=MEASURES,
         reference=reference,
         no_comparison=no_comparison,
-        cost=published.cost_of(metrics.model, metrics.encoder),
+        cost=published.cost_of(metrics.model, metrics.variant, metrics.encoder),
         others=_others(published, metrics.dataset) if reference else [],
         curves=data_uri(svg(training_curves(results.history)), "image/svg+xml"),
         worst=[_picture(path, results.tiles) for path in results.worst],

@@ -64,6 +64,9 @@ class Metrics(Stored):
     Attributes:
         variant: of the network, or None where it has none.
         encoder: of Dsfer-Net, or None for the other networks.
+        parameters: those that the network uses.
+        parameters_counted: those and the ones that the published network has but never uses, as
+            Table II counts them.
         best_step: iteration with the best validation F1; the weights are from there.
         stitched: scores on whole scenes, or None where `stitched_note` says why not.
         pairs_per_second: tiles through the network, data included.
@@ -80,6 +83,7 @@ class Metrics(Stored):
     iterations: int
     best_step: int
     parameters: int
+    parameters_counted: int
     pairs_per_second: float
     tiles: ProtocolScores
     stitched: ProtocolScores | None

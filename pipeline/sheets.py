@@ -25,6 +25,7 @@ OTHER_DATA = "other data"
 
 HEADINGS = {
     "parameters": "Parameters, million",
+    "live": "Parameters used, million",
     "seconds": "Test loop, s per 2,048 pairs",
     "pairs/s": "Pairs per second",
     "latency": "Latency, ms",

@@ -81,6 +81,7 @@ def write_run(
         "iterations": 12345,
         "best_step": 11500,
         "parameters": 34085990,
+        "parameters_counted": 34085990,
         "pairs_per_second": 321.4,
         "tiles": own | {"n": len(names)},
         "stitched": own | {"F1": own["F1"] + 0.37, "n": scenes} if stitched else None,

@@ -1,15 +1,15 @@
-"""BiT, VcT, ChangeFormer, FrNet: counts and costs, and what each decides otherwise than released.
+"""Counts and costs of all networks; what BiT, VcT, ChangeFormer, FrNet do otherwise than released.
 
-That they compute what the released networks compute is shown in test_released_attention.py.
+That these compute what the released networks compute is shown in test_released_attention.py.
 """
 
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
 import dsfer
+from benchmarks.arithmetic import flops_of_pair
 from dsfer.errors import ConfigError, TileSizeError
 from dsfer.models import count_parameters
 from dsfer.models.frnet import DifferenceRetrieval
@@ -20,6 +20,10 @@ from tests.test_released_attention import dense_scores, released_kmeans
 
 COSTS = [
     # model, options, live, as counted in Table II or IV, GMACs of a 256x256 pair
+    ("fc-siam-conc", {}, 1_545_986, 1_545_986, 4.83),
+    ("fc-ef-res", {}, 1_103_874, 1_103_874, 1.53),
+    ("stanet", {}, 16_929_152, 16_929_152, 19.54),
+    ("dsamnet", {}, 16_950_728, 16_950_728, 72.01),
     ("bit", {}, 3_037_026, 11_943_754, 8.70),
     ("changeformer", {}, 41_026_674, 41_026_674, 138.73),
     ("changeformer", {"version": "v5"}, 43_992_882, 43_992_882, 24.40),
@@ -39,12 +43,22 @@ COSTS = [
 def test_parameters_are_the_published_ones_and_so_is_the_cost(model, options, live, counted, gmacs):
     with torch.device("meta"):
         network = dsfer.create_model(model, **options).eval()
-        assert count_parameters(network) == (live, counted)
-        image = torch.empty(1, 3, 256, 256)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(image, image)
+    assert count_parameters(network) == (live, counted)
     # Counters differ in whether norms and activations count; this one counts products of sums.
-    assert counter.get_total_flops() / 2e9 == pytest.approx(gmacs, rel=0.005)
+    found = flops_of_pair(network, 256, training=False) / 2e9
+    assert found == pytest.approx(gmacs, rel=0.005)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_arithmetic_is_counted_alike_on_every_device_and_leaves_the_network_alone(training):
+    """STANet pads its queries on CPUs; zeros are no arithmetic of the network."""
+    torch.manual_seed(0)
+    network = dsfer.create_model("stanet", width=0.25).train(training)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    here = flops_of_pair(network, 64, training=training)
+    assert all(torch.equal(before[name], x) for name, x in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert here == flops_of_pair(network.to("meta"), 64, training=training) > 0
 
 
 # Initialisation: a trap of the released BiT, VcT and ChangeFormer.

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 import dsfer
 from dsfer.detector import load
 from dsfer.errors import CheckpointError
+from dsfer.models import count_parameters
 from dsfer.training import Interrupted
 from pipeline.params import current_settings
 from pipeline.params import main as print_params
@@ -93,6 +94,9 @@ def test_a_network_trains_and_is_evaluated_under_its_own_recipe(project, model, 
     assert metrics["tiles"]["n"] == metrics["stitched"]["n"] == 1
     assert f"<dd>{model}" in (out / "report.html").read_text()
     detector = load(out / "training/weights.safetensors")
+    counted = count_parameters(detector.network)
+    assert (metrics["parameters"], metrics["parameters_counted"]) == counted
+    assert (counted.live < counted.counted) == (model in ("bit", "vct"))
     assert detector.tile_size == SIDE
     assert detector.inference.per_image == model.startswith("fc-")
     assert (detector.inference.mean[0] == 127.5) == (settings.recipe.normalisation == "signed")

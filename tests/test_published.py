@@ -75,3 +75,15 @@ def test_reference_finds_the_table_that_a_run_belongs_beside():
     assert ablated.table == "Table III" and ablated.scores == {"F1": 91.88}
     assert PAPER.reference("dsfer-net", "demo", "base+cf+dsfr") is None
     assert PAPER.reference("dsfer-net", "folder/mine", "base+cf") is None
+
+
+def test_costs_are_of_the_variant_that_the_paper_counts():
+    assert PAPER.cost_of("changeformer", "v5", None).parameters == 43.99
+    assert PAPER.cost_of("frnet", None, None).parameters == 15.00
+    assert PAPER.cost_of("dsfer-net", "base+cf+dsfr", "resnet18").parameters == 22.90
+    for model, variant, encoder in [
+        ("changeformer", "v6", None), ("stanet", "bam", None), ("bit", "dd8", None),
+        ("dsfer-net", "base+cf", "vgg16"), ("dsfer-net", "base+cf", "resnet18"),
+        ("small-net", None, None),
+    ]:  # fmt: skip
+        assert PAPER.cost_of(model, variant, encoder) is None

@@ -115,6 +115,32 @@ def test_an_ablation_stands_beside_table_3(tmp_path):
     assert "90.05" in words(page_of(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("model", "variant", "counts", "told"),
+    [
+        ("changeformer", "v5", (43_992_882, 43_992_882), "43,992,882 parameters (paper: 43.99"),
+        ("changeformer", "v6", (41_026_674, 41_026_674), "41,026,674 parameters Training"),
+        (
+            *("bit", "dd8-dedim8", (3_037_026, 11_943_754)),
+            "3,037,026 parameters; 11,943,754 with those that the published network has and "
+            "never uses (paper: 11.94 million)",
+        ),
+        (
+            "stanet",
+            "bam",
+            (16_897_040, 16_897_041),
+            "16,897,041 with those that the published network has and never uses Training",
+        ),
+    ],
+)
+def test_parameters_stand_beside_those_that_the_paper_counts(
+    tmp_path, model, variant, counts, told
+):
+    live, counted = counts
+    write_run(tmp_path, model=model, variant=variant, parameters=live, parameters_counted=counted)
+    assert told in words(page_of(tmp_path))
+
+
 def test_measures_without_a_value_show_a_dash(tmp_path):
     nothing = dict.fromkeys(["P", "R", "F1", "IoU", "F1_low", "F1_high"])
     write_run(tmp_path, tiles=nothing | {"OA": 100.0, "n": 4})

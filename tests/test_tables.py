@@ -40,7 +40,8 @@ def scores(f1, **changes):
     measured = {"P": 80.0, "R": 70.0, "F1": f1, "OA": 98.5, "IoU": 60.0, "n": 64}
     return Metrics(
         dataset="demo", model="m", variant=None, recipe="modern", seed=0, split_hash="026d67e1be7f",
-        device="2 cores", iterations=60, best_step=40, parameters=2_329_886, pairs_per_second=9.0,
+        device="2 cores", iterations=60, best_step=40, parameters=2_329_886,
+        parameters_counted=2_329_886, pairs_per_second=9.0,
         tiles=measured | {"F1_low": 1.0, "F1_high": 99.0}, stitched=None, stitched_note="",
         baseline={"P": 1, "R": 1, "F1": 1, "OA": 1, "IoU": 1, "threshold": 4},
     ).model_copy(update=changes)  # fmt: skip
@@ -471,9 +472,9 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
 
 def made_up_costs():
     row = {
-        "variant": None, "parameters": 34_085_990, "gmacs": 75.19, "test_pairs": 16,
-        "test_loop_s": 0.5, "pairs_per_second": 3.5, "batch": 8, "latency_ms": 250.0,
-        "peak_mib": None, "precision": "float32",
+        "variant": None, "parameters": 34_085_990, "live": 30_000_000, "gmacs": 75.19,
+        "test_pairs": 16, "test_loop_s": 0.5, "pairs_per_second": 3.5, "batch": 8,
+        "latency_ms": 250.0, "peak_mib": None, "precision": "float32",
     }  # fmt: skip
     about = {"command": "c", "device": "2 cores", "date": "2026-11-27", "torch": "2.15"}
     return about | {"rows": [{"model": model} | row for model in load_tables()["II"].rows]}
@@ -488,6 +489,7 @@ def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
         ("Parameters, million", "ours"): "34.09",
         ("Parameters, million", "paper"): "34.08",
         ("Parameters, million", "Δ"): "+0.01",
+        ("Parameters used, million", "ours"): "30.00",
         ("Test loop, s per 2,048 pairs", "ours"): "64.00",
         ("Test loop, s per 2,048 pairs", "paper, A100"): "21.27",
         ("GMACs", "ours"): "75.19",
@@ -516,6 +518,7 @@ def test_a_network_that_the_paper_lacks_is_measured_with_the_others(tmp_path, mo
         ("Parameters, million", "ours"): "0.50",
         ("Parameters, million", "paper"): "not published",
         ("Parameters, million", "Δ"): "—",
+        ("Parameters used, million", "ours"): "30.00",
         ("Test loop, s per 2,048 pairs", "ours"): "64.00",
         ("Test loop, s per 2,048 pairs", "paper, A100"): "not published",
         ("GMACs", "ours"): "75.19",

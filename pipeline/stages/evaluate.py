@@ -31,6 +31,7 @@ from dsfer.metrics import (
     scene_table,
     total_counts,
 )
+from dsfer.models import count_parameters
 from dsfer.weights import Metadata, read_metadata
 from pipeline.model import build_inference, describe_device, open_shards
 from pipeline.params import Settings, current_settings
@@ -71,7 +72,7 @@ def main() -> None:
         write_table(tiles.assign(F1=metric_columns(tiles)["F1"]), out / "tiles.csv")
         write_table(scene_table(tiles), out / "scenes.csv")
         write_table(scene_table(stitched), out / "scenes_stitched.csv")
-        seed = metadata.about["seed"]
+        seed, parameters = metadata.about["seed"], count_parameters(model)
         whole = 0 < len(stitched) == tiles["scene"].nunique()
         in_parts = "the test split does not hold its scenes as a whole"
         write_json(
@@ -88,7 +89,8 @@ def main() -> None:
                 "trained_on": metadata.about["trained_on"],
                 "iterations": metadata.about["iterations"],
                 "best_step": int(metadata.about["best"]["step"]),
-                "parameters": sum(p.numel() for p in model.parameters()),
+                "parameters": parameters.live,
+                "parameters_counted": parameters.counted,
                 "pairs_per_second": round(rate, 2),
                 "tiles": summary(tiles, seed),
                 "stitched": summary(stitched, seed) if whole else None,
