@@ -94,9 +94,9 @@ def scheduler(cluster: int | str, gpus: Sequence[str] = ()) -> Iterator[str]:
     from distributed import Client, LocalCluster, Nanny
 
     class OneGpu(Nanny):
-        def __init__(self, *args: Any, name: int, **kwargs: Any):
+        def __init__(self, address: str, *, name: int, **kwargs: Any):
             seen = {"CUDA_VISIBLE_DEVICES": gpus[name % len(gpus)]} if gpus else {}
-            super().__init__(*args, name=name, env=QUIET | seen, **kwargs)
+            super().__init__(address, name=name, env=QUIET | seen, **kwargs)
 
     if isinstance(cluster, int):
         with LocalCluster(  # type: ignore[no-untyped-call]

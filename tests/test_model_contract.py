@@ -42,8 +42,9 @@ class Case:
         return "image_size" in self.options
 
 
+SMALL = {"width": 0.125, "image_size": SIDE, "hopfield_dim": 16}
 CASES = [
-    Case("dsfer-net", {"width": 0.125, "image_size": SIDE, "hopfield_dim": 16}),
+    Case("dsfer-net", SMALL),
     Case("dsfer-net", {"width": 0.125, "hopfield_dim": 16, "norm": "channel"}),
     Case("fc-siam-conc"),
     Case("fc-ef-res"),
@@ -55,13 +56,24 @@ CASES = [
     Case("changeformer", {"width": 0.125}),
     Case("frnet", {"width": 0.125}),
     Case("vct", {"width": 0.125, "selected": 60, "clusters": 4, "iterations": 5}),
+    Case("changeformer", {"width": 0.125, "version": "v5"}),
+    Case("dsfer-net", SMALL | {"encoder": "transformer"}),
+    Case("dsfer-net", SMALL | {"variant": "base+concat"}),
+    Case("dsfer-net", SMALL | {"variant": "base+cf"}),
+    Case("dsfer-net", SMALL | {"variant": "base+concat+dsfr"}),
+    Case("bit", {"width": 0.125, "decoder_head_width": 64}),
 ]
+ALIKE = CASES[-3:]
+"""They trace as others do: parts left out, or of another width."""
 OTHERS = [Case(name) for name in dsfer.list_models() if name not in {c.model for c in CASES}]
+ALL = CASES + OTHERS
 
 
-@pytest.fixture(
-    params=CASES + OTHERS, ids=lambda c: "-".join((c.model, *map(str, c.options.values())))
-)
+def name_of(case):
+    return "-".join((case.model, *map(str, case.options.values())))
+
+
+@pytest.fixture(params=ALL, ids=name_of)
 def case(request):
     return request.param
 
@@ -163,6 +175,7 @@ def test_bf16_is_near_float32_and_learns(case):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("case", [c for c in ALL if c not in ALIKE], ids=name_of, indirect=True)
 def test_it_compiles_as_one_graph(case):
     """As training compiles it. The eager backend runs what was traced: tracing is under test."""
     torch.compiler.reset()
