@@ -137,8 +137,7 @@ def _enqueue(
     targets = [target] if target else None
     with Repo() as repo:
         queue = repo.experiments.celery_queue
-        status = _statuses(queue, experiments)
-        queue.remove([name for name in status if status[name] != "Running"])  # of former tries
+        _forget(queue, experiments)
         for name, values in experiments.items():
             if stopped():
                 raise _stopped(len(experiments))
@@ -147,6 +146,17 @@ def _enqueue(
                 repo.experiments.run(targets=targets, params=changes, name=name, queue=True)
             except DvcException as error:
                 raise QueueError(str(error), where=f"experiment {name}") from error
+
+
+def _forget(queue: LocalCeleryQueue, names: Collection[str]) -> None:
+    """Remove what former tries left in the queue.
+
+    A worker that ends may have taken an experiment and never begun it. Of such a one DVC removes
+    the changes at first, and only when asked again the task that has failed.
+    """
+    for _ in range(2):
+        status = _statuses(queue, names)
+        queue.remove([name for name in status if status[name] != "Running"])
 
 
 def _start_workers(jobs: int, stopped: Callable[[], bool]) -> None:

@@ -2,7 +2,10 @@
 
 import sys
 
-from pipeline.experiments import failure, finished, run_queued
+import pytest
+from dvc.repo import Repo
+
+from pipeline.experiments import WORKERS, failure, finished, run_queued
 from tests.project import commit, dvc, environment, run
 
 STAGES = f"""\
@@ -26,9 +29,8 @@ pathlib.Path("metrics.json").write_text("{{}}")
 """
 
 
-def test_what_failed_is_told_and_tried_again_when_the_same_is_started_again(
-    tmp_path, monkeypatch, capfd
-):
+@pytest.fixture
+def project(tmp_path, monkeypatch):
     project = tmp_path / "project"
     project.mkdir()
     run(project, "git", "init", "--quiet", "--initial-branch=main")
@@ -40,7 +42,12 @@ def test_what_failed_is_told_and_tried_again_when_the_same_is_started_again(
     monkeypatch.chdir(project)
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
+    return project
 
+
+def test_what_failed_is_told_and_tried_again_when_the_same_is_started_again(
+    project, tmp_path, capfd
+):
     def start():
         experiments = {"small": {"amount": 1}, "large": {"amount": 2}}
         run_queued(experiments, 1, stopped=lambda: False, check=lambda: None)
@@ -62,3 +69,16 @@ def test_what_failed_is_told_and_tried_again_when_the_same_is_started_again(
     printed, *tries = start()
     assert told in printed and tries == [1, 3]
     assert finished().keys() == {"small", "large"} and failure("large") is None
+
+
+def test_what_a_worker_took_and_never_began_is_run(project, tmp_path):
+    broker = project / WORKERS / "broker"
+    with Repo() as repo:
+        repo.experiments.run(params=["amount=1"], name="lost", queue=True)
+        for message in (broker / "in").glob("*.celery.msg"):  # as a worker takes it
+            message.rename(broker / "processed" / message.name)
+        (row,) = repo.experiments.celery_queue.status()
+        assert (row["name"], row["status"]) == ("lost", "Running")
+    run_queued({"lost": {"amount": 1}}, 1, stopped=lambda: False, check=lambda: None)
+    assert (tmp_path / "tries").read_text() == "amount: 1\n"
+    assert finished().keys() == {"lost"}
