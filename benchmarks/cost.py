@@ -1,4 +1,4 @@
-"""What every network of Table II costs, as the paper measured it and as users need it.
+"""What every network of Tables II and IV costs, as the paper measured it and as users need it.
 
     python -m benchmarks.cost [--pairs 4] [--tiles 8] [--size 256] [--only dsfer-net]
 
@@ -28,9 +28,9 @@ from benchmarks.side_by_side import Report, Timing, clock, compare
 from dsfer.data.batches import BatchSource
 from dsfer.evaluation import Inference, Precision, count_tiles, has_bf16
 from dsfer.models import MODELS, count_parameters
-from pipeline.cost import Cost
+from pipeline.cost import Cost, measured_networks
 from pipeline.frozen import did_you_mean
-from pipeline.published import COMPARED, load_published
+from pipeline.published import COMPARED
 
 MEBIBYTE = 2**20
 
@@ -50,7 +50,7 @@ def main(
     rounds: int = 3 if torch.cuda.is_available() else 2,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     only: Annotated[
-        list[str] | None, typer.Option(help="networks, those of Table II by default")
+        list[str] | None, typer.Option(help="networks, those of Tables II and IV by default")
     ] = None,
     add: Annotated[list[str] | None, typer.Option(help="further networks")] = None,
     json: Annotated[Path | None, typer.Option(help="also write the numbers to this file")] = None,
@@ -58,7 +58,7 @@ def main(
     """Render tiles, then time every network in turn."""
     where = torch.device(device)
     report = Report(where, json)
-    names = [*(only or load_published().cost), *(add or ())]
+    names = [*(only or measured_networks()), *(add or ())]
     networks = {name: build(name, size, where) for name in names}
     sizes = batches or ([16, 64, 128] if where.type == "cuda" else [4])
     with demo_tiles(max(tiles, pairs), size) as data:
@@ -94,13 +94,14 @@ def main(
 
 def build(name: str, size: int, device: torch.device) -> nn.Module:
     """A network in evaluation mode, in the variant that Table II counts."""
-    if name not in MODELS:
-        raise SystemExit(f"{name}: no such network{did_you_mean(name, MODELS)}")
+    model, _, encoder = name.partition("/")
+    if model not in MODELS:
+        raise SystemExit(f"{name}: no such network{did_you_mean(model, MODELS)}")
     torch.manual_seed(0)
-    options = dict(MODELS[name].variants.get(variant_of(name) or "", {}))
-    if name == "dsfer-net":
-        options["image_size"] = size
-    return dsfer.create_model(name, **options).to(device).eval()
+    options = dict(MODELS[model].variants.get(variant_of(model) or "", {}))
+    if model == "dsfer-net":
+        options |= {"image_size": size} | ({"encoder": encoder} if encoder else {})
+    return dsfer.create_model(model, **options).to(device).eval()
 
 
 def variant_of(name: str) -> str | None:
@@ -195,8 +196,8 @@ def row_of(
     """What was measured of a network, with what can be counted."""
     device, parameters = next(model.parameters()).device, count_parameters(model)
     return Cost(
-        model=name,
-        variant=variant_of(name),
+        network=name,
+        variant=variant_of(name.partition("/")[0]),
         parameters=parameters.counted,
         live=parameters.live,
         gmacs=flops_of_pair(model, size, training=False) / 2e9,

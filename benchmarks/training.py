@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -89,7 +89,10 @@ def main(
             name: repeat(stepper(way, data, where, batch, size, samples, workers), steps)
             for name, way in ways.items()
         }
-        trainer = build_trainer(data, where, batch, size, samples, Path(folder), compiled=compiled)
+        network = initialised("dsfer-net", image_size=size)
+        trainer = build_trainer(
+            network, LOSS, data, where, batch, samples, Path(folder), compiled=compiled
+        )
         batches = trainer._batches()
         timed["Trainer: + symmetries, averaged weights"] = repeat(
             lambda: trainer._train_step(*next(batches)), steps
@@ -175,23 +178,29 @@ def batches_of(
         yield t1, t2, label
 
 
+def initialised(model: str, **options: Any) -> nn.Module:
+    """A network with the weights that every run of a benchmark starts from."""
+    torch.manual_seed(0)
+    return dsfer.create_model(model, **options)
+
+
 def build_trainer(
+    network: nn.Module,
+    loss: ChangeLoss,
     data: DemoTiles,
     device: torch.device,
     batch: int,
-    size: int,
     samples: int,
     folder: Path,
     *,
     compiled: bool,
 ) -> Trainer:
     """The real one, with the recipe `modern`'s symmetries and averaged weights."""
-    torch.manual_seed(0)
     train, val = data.split("train"), data.split("val")
     mean, std = (torch.tensor(values, device=device) for values in (train.mean, train.std))
     precision: Precision = "bf16" if has_bf16(device) else "float32"
     training = Training(
-        loss=LOSS,
+        loss=loss,
         lr=1e-5,
         weight_decay=1e-5,
         schedule="cosine",
@@ -207,7 +216,7 @@ def build_trainer(
         compile=compiled,
     )
     return Trainer(
-        dsfer.create_model("dsfer-net", image_size=size),
+        network,
         train,
         val,
         training,

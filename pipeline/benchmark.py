@@ -4,10 +4,10 @@
 
 A network that the paper does not have gets a row of Tables I and II by `--model`.
 
-Every cell is a DVC experiment in its queue (Table II: a run of `benchmarks/cost.py`). Cells that
-are finished are read, also those that another table shares; one that fails is reported and stops
-no other (Table II, being one run, fails as a whole); a run that was killed at any moment goes on
-when it is started again.
+Every cell is a DVC experiment in its queue. Cells that are finished are read, also those that
+another table shares; one that fails is reported and stops no other; a run that was killed at any
+moment goes on when it is started again. What networks cost, in Tables II and IV, is measured by one
+run of `benchmarks/cost.py`, which fails as a whole.
 """
 
 import shutil
@@ -26,7 +26,7 @@ from dsfer.errors import ConfigError, DataError, DsferError
 from dsfer.files import atomic_path
 from dsfer.significance import BLOCK, FEW, by_block, compare_f1
 from pipeline.cells import Cell, missing_reason, queue_held, read_counts, read_metrics, run_cells
-from pipeline.cost import cost_caption, measure_costs
+from pipeline.cost import cost_caption, cost_records, measure_costs
 from pipeline.experiments import finished
 from pipeline.results import Metrics
 from pipeline.sensitivity import write_plot
@@ -41,7 +41,15 @@ from pipeline.sheets import (
     uncompared_sheet,
 )
 from pipeline.stages import run
-from pipeline.tables import Entry, Name, check_models, entries_of, load_tables, table_names
+from pipeline.tables import (
+    Entry,
+    Name,
+    check_models,
+    entries_of,
+    load_tables,
+    row_keys,
+    table_names,
+)
 from pipeline.typeset import write_document
 
 LAST_STAGE = "evaluate"
@@ -66,7 +74,7 @@ class Plan:
         datasets: to measure on; those of the paper where none are given.
         seeds: of training, each once.
         changes: what else differs from `params.yaml`, by key.
-        pairs: of Table II's test loop; None for the number of `benchmarks/cost.py`.
+        pairs: of the test loop that is timed; None for the number of `benchmarks/cost.py`.
         models: networks that have a row in Tables I and II, too.
     """
 
@@ -120,21 +128,21 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
     entries = plan.entries()
     cells = {cell.name: cell for rows in entries.values() for row in rows for cell in row.cells}
     with queue_held("a benchmark"):
-        costs = measure_costs(plan.pairs, plan.models) if "II" in entries else []
+        costly = any(load_tables()[name].costs for name in entries)
+        costs = measure_costs(plan.pairs, plan.models) if costly else ""
         if cells:
             run_cells(cells.values(), jobs, LAST_STAGE)
     days = finished()
     outcomes = {name: _outcome(cell, name in days) for name, cell in cells.items()}
     missing: list[str] = []
     for name, rows in entries.items():
-        if rows:
-            records = pd.DataFrame(
-                [line for row in rows for line in records_of(row, outcomes, days)]
-            )
-            sheets = score_sheets(records, rows, outcomes, plan)
-        else:
-            records = pd.DataFrame(costs)
-            sheets = [score_sheet(records, cost_caption(records))]
+        lines = [line for row in rows for line in records_of(row, outcomes, days)]
+        keys = [(row.key, row.dataset) for row in rows] or [
+            (key, "") for key in row_keys(name, plan.models)
+        ]
+        lines += [line for row in keys for line in cost_records(name, *row, costs)]
+        records = pd.DataFrame(lines)
+        sheets = sheets_of(records, rows, outcomes, plan)
         write_table(name, records, sheets, out)
         missing += [f"{sheet.title}: {sheet.failure}" for sheet in sheets if sheet.failure]
         lacking = records[records["why"] != ""]
@@ -158,16 +166,30 @@ def _outcome(cell: Cell, done: bool) -> Outcome:
         return f"failed: {error}"
 
 
-def score_sheets(
+def sheets_of(
     records: pd.DataFrame, entries: list[Entry], outcomes: dict[str, Outcome], plan: Plan
 ) -> list[Sheet]:
-    """A sheet for each data set; of Table I with one of the pairs of its rows behind it."""
+    """A sheet for each data set; of Table I with one of the pairs of its rows behind it.
+
+    Args:
+        records: of one table.
+        entries: its rows that are trained.
+        outcomes: of their cells.
+        plan: what was asked for.
+    """
     sheets = []
+    table = load_tables()[records["table"].iloc[0]]
     for dataset, part in records.groupby("dataset", sort=False):
         here = [entry for entry in entries if entry.dataset == dataset]
-        note = here[0].cells[0].settings.data.policy.note
-        sheets.append(score_sheet(part, score_caption(part, plan.seeds, plan.changes, note)))
-        if entries[0].table == "I":
+        captions = []
+        if here:
+            scores = part[part["measure"].isin(table.measures)]
+            note = here[0].cells[0].settings.data.policy.note
+            captions.append(score_caption(scores, plan.seeds, plan.changes, note))
+        if table.costs:
+            captions.append(cost_caption(part[part["measure"].isin(table.costs)]))
+        sheets.append(score_sheet(part, " ".join(captions)))
+        if here and here[0].table == "I":
             try:
                 sheets += _significance(here, outcomes)
             except DataError as error:
@@ -296,7 +318,7 @@ def _main(
     set_: Annotated[
         list[str] | None, typer.Option("--set", "-S", help="Parameters, as iterations=60.")
     ] = None,
-    pairs: Annotated[int | None, typer.Option(min=1, help="Of Table II's test loop.")] = None,
+    pairs: Annotated[int | None, typer.Option(min=1, help="Of the test loop of II and IV.")] = None,
     model: Annotated[
         list[str] | None, typer.Option(help="Networks that have a row in I and II, too.")
     ] = None,

@@ -1,4 +1,4 @@
-"""Table II: what the networks cost, measured in turn by one run of `benchmarks/cost.py`.
+"""What the networks of Tables II and IV cost, measured in turn by one run of `benchmarks/cost.py`.
 
 What was measured is kept until code, commit, size, torch or GPU change: a table that is made again
 reads it.
@@ -7,6 +7,7 @@ reads it.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 
@@ -15,7 +16,7 @@ from dsfer.files import atomic_path, read_json
 from pipeline.commands import Command
 from pipeline.results import Stored
 from pipeline.sheets import listed, record
-from pipeline.tables import load_tables, row_keys
+from pipeline.tables import Name, load_tables, row_of
 from pipeline.workspace import commit, experiment_name
 
 KEPT = Path(".dvc/tmp/tables")
@@ -27,6 +28,9 @@ MADE = ("device", "torch", "date", "pairs", "precision", "batch")
 BESIDE = {"seconds": "A100"}
 """Measures whose published figures are of another device."""
 
+VGG16 = "vgg16"
+"""The encoder that Dsfer-Net has unless another one is named."""
+
 PAPER_PAIRS = 2048
 """Test tiles of LEVIR-CD, which the paper's seconds are for."""
 
@@ -35,7 +39,7 @@ class Cost(Stored):
     """A row of what `benchmarks/cost.py` writes.
 
     Attributes:
-        model: name of the network.
+        network: its name, see `network_of`.
         variant: which of its variants, the one that Table II is of; None where it has none.
         parameters: as Table II counts them.
         live: those of them that the network uses.
@@ -47,7 +51,7 @@ class Cost(Stored):
         peak_mib: of the network and one batch in the device's memory; None on a CPU.
     """
 
-    model: str
+    network: str
     variant: str | None
     parameters: int
     live: int
@@ -70,29 +74,33 @@ class Costs(Stored):
     rows: list[Cost]
 
 
-def measure_costs(pairs: int | None, models: Sequence[str] = ()) -> list[dict[str, object]]:
-    """The records of Table II; what was measured before is read.
-
-    Args:
-        pairs: of the test loop; None for the benchmark's own number.
-        models: networks that have a row, too.
-    """
-    keys = row_keys("II", models)
-    found = measure(pairs, keys[len(load_tables()["II"].rows) :])
-    return [line for key in keys for line in cost_records(key, found)]
+def network_of(name: Name, key: str) -> str:
+    """The network of a row: a model, or Dsfer-Net with another encoder, as `dsfer-net/resnet18`."""
+    changes = row_of(name, key).changes
+    model, encoder = changes["model"], changes.get("encoder", VGG16)
+    return str(model if encoder == VGG16 else f"{model}/{encoder}")
 
 
-def measure(pairs: int | None, added: Sequence[str] = ()) -> Costs | str:
+def measured_networks() -> list[str]:
+    """Those of all tables that tell what networks cost, each once."""
+    tables = load_tables()
+    rows = [
+        (name, key) for name in get_args(Name) if tables[name].costs for key in tables[name].rows
+    ]
+    return list(dict.fromkeys(network_of(name, key) for name, key in rows))
+
+
+def measure_costs(pairs: int | None, models: Sequence[str] = ()) -> Costs | str:
     """Measure all networks in turn, or read what was measured before; or say why that failed.
 
     Args:
         pairs: of the test loop; None for the benchmark's own number.
-        added: networks that the paper's Table II does not have.
+        models: networks to measure, too.
     """
     import torch  # seconds to load, and flows that measure nothing import this module
 
     options = [] if pairs is None else ["--pairs", str(pairs)]
-    options += [f"--add={name}" for name in sorted(added)]
+    options += [f"--add={name}" for name in sorted({*models} - {*measured_networks()})]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     made = {"options": options, "torch": torch.__version__, "gpus": gpus}
     kept = KEPT / f"{experiment_name('cost', Path(), made)}.json"
@@ -112,25 +120,31 @@ def _run(options: list[str]) -> None:
             print(line, flush=True)
 
 
-def cost_records(key: str, found: Costs | str) -> list[dict[str, object]]:
-    """The measures of one row of Table II, see `pipeline.sheets.record`.
+def cost_records(name: Name, key: str, dataset: str, found: Costs | str) -> list[dict[str, object]]:
+    """What a row of a table costs, see `pipeline.sheets.record`.
 
     Args:
+        name: of the table.
         key: of the row.
-        found: what `measure` returned.
+        dataset: beside whose scores the costs stand; empty for none.
+        found: what `measure_costs` returned.
     """
+    values: dict[str, list[float]] = {}
+    made: dict[str, object] = dict.fromkeys(MADE, "")
+    if isinstance(found, Costs):
+        (cost,) = (row for row in found.rows if row.network == network_of(name, key))
+        values, made = _measured(cost), _made(cost, found)
     why = found if isinstance(found, str) else ""
-    values, made = ({}, dict.fromkeys(MADE, "")) if isinstance(found, str) else _told(found, key)
     return [
-        record("II", key, "", name, values.get(name, []), BESIDE.get(name, ""), why) | made
-        for name in load_tables()["II"].measures
+        record(name, key, dataset, measure, values.get(measure, []), BESIDE.get(measure, ""), why)
+        | made
+        for measure in load_tables()[name].costs
     ]
 
 
-def _told(found: Costs, model: str) -> tuple[dict[str, list[float]], dict[str, object]]:
-    """Measures of a network by their names in the table, and how they were measured."""
-    (cost,) = (row for row in found.rows if row.model == model)
-    values = {
+def _measured(cost: Cost) -> dict[str, list[float]]:
+    """What was measured, by the names that tables have for it."""
+    return {
         "parameters": [cost.parameters / 1e6],
         "live": [cost.live / 1e6],
         "seconds": [cost.test_loop_s / cost.test_pairs * PAPER_PAIRS],
@@ -139,17 +153,35 @@ def _told(found: Costs, model: str) -> tuple[dict[str, list[float]], dict[str, o
         "latency": [cost.latency_ms],
         "memory": [] if cost.peak_mib is None else [cost.peak_mib],
     }
-    made = (found.device, found.torch, found.date, cost.test_pairs, cost.precision, cost.batch)
-    return values, dict(zip(MADE, made, strict=True))
+
+
+def _made(cost: Cost, run: Costs) -> dict[str, object]:
+    """How it was measured, by `MADE`."""
+    pairs, batch = str(cost.test_pairs), str(cost.batch)
+    values = (run.device, run.torch, run.date, pairs, cost.precision, batch)
+    return dict(zip(MADE, values, strict=True))
 
 
 def cost_caption(records: pd.DataFrame) -> str:
-    """How Table II was measured."""
+    """How costs were measured.
+
+    Args:
+        records: of one table, see `cost_records`.
+    """
     made = {name: listed(filter(None, records[name])) or "none" for name in MADE}
-    return (
-        f"python -m benchmarks.cost on {made['device']}, torch {made['torch']}, {made['date']}. "
-        "Parameters as the paper counts them. Test loop as the paper's: float32, one pair after "
-        f"the other, reading included, scaled from {made['pairs']} pairs to {PAPER_PAIRS:,}; the "
-        "paper's seconds are of an NVIDIA A100, so no difference is given. Pairs per second at "
-        f"batches of {made['batch']}, {made['precision']}. Commit {commit(Path())}."
+    sentences = {
+        "parameters": "Parameters as the paper counts them.",
+        "seconds": "Test loop as the paper's: float32, one pair after the other, reading included, "
+        f"scaled from {made['pairs']} pairs to {PAPER_PAIRS:,}; the paper's seconds are of an "
+        "NVIDIA A100, so no difference is given.",
+        "pairs/s": f"Pairs per second at batches of {made['batch']}, {made['precision']}.",
+    }
+    told = [text for measure, text in sentences.items() if measure in set(records["measure"])]
+    where = f"{made['device']}, torch {made['torch']}, {made['date']}"
+    return " ".join(
+        [
+            f"python -m benchmarks.cost, whole networks on 256 x 256 pixels, on {where}.",
+            *told,
+            f"Commit {commit(Path())}.",
+        ]
     )

@@ -195,7 +195,7 @@ def _alike(records: pd.DataFrame, name: str, otherwise: str) -> str:
 
 
 def _values(records: pd.DataFrame, name: str) -> list[str]:
-    """Different values of what is in `BY_ROW`; none where records do not tell it, as of costs."""
+    """Different values of what is in `BY_ROW`; none where records do not tell it."""
     return [str(value) for value in records.get(name, pd.Series()).unique() if value]
 
 
@@ -263,7 +263,7 @@ def score_sheet(records: pd.DataFrame, caption: str) -> Sheet:
             columns[heading, "Δ"] = part["difference"].map(lambda d: _number(d, "+.2f"))
     by_row = records.drop_duplicates("row").set_index("row")
     for what, heading in BY_ROW.items():
-        if len(_values(records, what)) > 1:
+        if len(_values(by_row, what)) > 1:
             columns[heading, ""] = by_row[what].map(lambda value: value or _number(None))
     lines = records.to_dict("records")
     whys = [(line["row"], line["why"]) for line in lines if line["why"]]

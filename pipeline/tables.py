@@ -40,14 +40,16 @@ class Table(Frozen):
 
     Attributes:
         title: what it shows.
-        datasets: those of the paper; none where it is measured without a data set.
-        measures: its columns, in percent but for those of cost.
+        datasets: those of the paper; none where nothing is trained.
+        measures: columns that its experiments measure, in percent but for numbers of parameters.
+        costs: columns that `benchmarks/cost.py` measures.
         rows: by the key that their figures have in `published.yaml`.
     """
 
     title: str
     datasets: tuple[str, ...]
-    measures: tuple[str, ...]
+    measures: tuple[str, ...] = ()
+    costs: tuple[str, ...] = ()
     rows: dict[str, Row]
 
 

@@ -135,6 +135,6 @@ sys.argv[1:] = {[*options.split(), "--json", str(measured)]}
 run_module("benchmarks.cost", run_name="__main__")
 """
     python(own_project, code)
-    rows = {row["model"]: row for row in json.loads(measured.read_text())["rows"]}
+    rows = {row["network"]: row for row in json.loads(measured.read_text())["rows"]}
     assert list(rows) == ["fc-ef-res", "small-net"]
     assert rows["small-net"]["variant"] is None and rows["small-net"]["gmacs"] > 0

@@ -23,7 +23,7 @@ from pipeline.published import load_published
 from pipeline.results import Metrics
 from pipeline.sensitivity import sensitivity_figure, write_plot
 from pipeline.sheets import records_of, score_caption, score_sheet
-from pipeline.tables import entries_of, load_tables, paper_figures
+from pipeline.tables import entries_of, load_tables, paper_figures, row_keys
 from pipeline.typeset import html, latex, markdown, write_document
 from tests.pages import addresses
 
@@ -157,7 +157,7 @@ def test_the_caption_says_what_to_know_of_the_split():
         entries = entries_of("V", ["whu-cd"], [0], changes)
         outcomes = {entry.cells[0].name: scores(90.0) for entry in entries}
         records = records_for(entries, outcomes)
-        (sheet,) = benchmark.score_sheets(records, entries, outcomes, Plan(changes=changes))
+        (sheet,) = benchmark.sheets_of(records, entries, outcomes, Plan(changes=changes))
         assert sheet.caption.endswith(said)
         assert (("F1", "Δ") in sheet.frame) == ("split_seed" in changes)
 
@@ -314,7 +314,7 @@ def test_rows_of_other_splits_are_not_compared():
         e.cells[0].name: scores(50.0, split_hash=f"{i // 8}") for i, e in enumerate(entries)
     }
     records = records_for(entries, outcomes)
-    table, compared = benchmark.score_sheets(records, entries, outcomes, Plan())
+    table, compared = benchmark.sheets_of(records, entries, outcomes, Plan())
     assert table.frame.loc["BiT", ("F1", "ours")] == "50.00"
     assert compared.frame.loc["all pairs", "Δ F1"] == "failed†"
     assert "scored on different splits: 0, 1" in compared.notes[0]
@@ -477,13 +477,13 @@ def made_up_costs():
         "latency_ms": 250.0, "peak_mib": None, "precision": "float32",
     }  # fmt: skip
     about = {"command": "c", "device": "2 cores", "date": "2026-11-27", "torch": "2.15"}
-    return about | {"rows": [{"model": model} | row for model in load_tables()["II"].rows]}
+    return about | {"rows": [{"network": name} | row for name in cost.measured_networks()]}
 
 
 def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
     costs = Costs.model_validate(made_up_costs())
     rows = load_tables()["II"].rows
-    records = pd.DataFrame([line for key in rows for line in cost_records(key, costs)])
+    records = pd.DataFrame([line for key in rows for line in cost_records("II", key, "", costs)])
     sheet = score_sheet(records, cost_caption(records))
     assert sheet.frame.loc["Dsfer-Net"].to_dict() == {
         ("Parameters, million", "ours"): "34.09",
@@ -501,9 +501,29 @@ def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
     assert "scaled from 16 pairs to 2,048" in sheet.caption and "2 cores" in sheet.caption
 
 
+def test_the_time_of_every_encoder_stands_beside_its_scores():
+    made_up = made_up_costs()
+    for row, seconds in zip(made_up["rows"], range(1, 99), strict=False):
+        row["test_loop_s"] = float(seconds)
+    networks = [row["network"] for row in made_up["rows"]]
+    assert networks[-3:] == ["dsfer-net", "dsfer-net/resnet18", "dsfer-net/transformer"]
+    entries = entries_of("IV", ["levir-cd"], [0], {})
+    records = measured("IV", "levir-cd", lambda key, seed: scores(80.0), seeds=(0,))
+    costs = Costs.model_validate(made_up)
+    lines = [line for e in entries for line in cost_records("IV", e.key, e.dataset, costs)]
+    records = pd.DataFrame([*records.to_dict("records"), *lines])
+    (sheet,) = benchmark.sheets_of(records, entries, {}, Plan())
+    heading = "Test loop, s per 2,048 pairs"
+    assert sheet.frame[heading, "ours"].tolist() == ["1280.00", "1408.00", "1152.00"]
+    assert sheet.frame[heading, "paper, A100"].tolist() == ["18.12", "57.08", "21.27"]
+    assert sheet.frame.columns.get_level_values(0)[-1] == heading
+    assert "scaled from 16 pairs to 2,048" in sheet.caption
+    assert "Pairs per second" not in sheet.caption and "Parameters as" not in sheet.caption
+
+
 def test_a_network_that_the_paper_lacks_is_measured_with_the_others(tmp_path, monkeypatch):
     made_up, calls = made_up_costs(), []
-    made_up["rows"].append(made_up["rows"][0] | {"model": "small-net", "parameters": 500_000})
+    made_up["rows"].append(made_up["rows"][0] | {"network": "small-net", "parameters": 500_000})
 
     def run(options):
         calls.append(options[:-1])
@@ -512,7 +532,9 @@ def test_a_network_that_the_paper_lacks_is_measured_with_the_others(tmp_path, mo
     monkeypatch.setattr(cost, "KEPT", tmp_path)
     monkeypatch.setattr(cost, "_run", run)
     for models in ([], ["small-net", "bit"], ["small-net"]):
-        records = pd.DataFrame(cost.measure_costs(None, models))
+        costs = cost.measure_costs(None, models)
+    keys = row_keys("II", models)
+    records = pd.DataFrame([line for key in keys for line in cost_records("II", key, "", costs)])
     assert calls == [["--json"], ["--add=small-net", "--json"]]
     assert score_sheet(records, "").frame.loc["small-net"].to_dict() == {
         ("Parameters, million", "ours"): "0.50",
@@ -539,10 +561,10 @@ def test_costs_are_measured_once_and_a_failure_is_a_reason(tmp_path, monkeypatch
         Path(options[-1]).write_text(json.dumps(made_up_costs()))
 
     monkeypatch.setattr(cost, "_run", run)
-    first, second = cost.measure(4), cost.measure(4)
+    first, second = cost.measure_costs(4), cost.measure_costs(4)
     assert first == second and first.rows[0].parameters == 34_085_990
-    assert cost.measure(None) == "failed: no such option"
-    assert cost.measure(8) == first
+    assert cost.measure_costs(None) == "failed: no such option"
+    assert cost.measure_costs(8) == first
     assert calls == [["--pairs", "4", "--json"], ["--json"], ["--pairs", "8", "--json"]]
     assert len(list(tmp_path.iterdir())) == 2
 
