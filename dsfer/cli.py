@@ -195,29 +195,25 @@ def predict(
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
-    table = Table("pair", "status", "changes", "m²")
+    table = Table("pair", "status", "changes", "m²", "second raster")
     for row in rows:
-        numbers = (
-            (f"{row['changes']:,}", f"{row['changed_area_m2']:,.0f}")
+        found = (
+            (f"{row['changes']:,}", f"{row['changed_area_m2']:,.0f}", row["second_raster"])
             if row["status"] == "done"
-            else ("", "")
+            else ()
         )
-        table.add_row(row["id"], row["status"], *numbers)
+        table.add_row(row["id"], row["status"], *found)
     Console(highlight=False).print(table)
 
 
 def _print_summary(summary: dict[str, Any], out: Path) -> None:
+    from dsfer.mapping.predict import second_raster
+
     console = Console(highlight=False)
-    grids = (
-        "resampled onto the first"
-        if summary["aligned"]
-        else f"{summary['grid_offset_pixels']:.3g} pixels apart, "
-        f"below {summary['grid_tolerance_pixels']:g} is tolerated"
-    )
     pixels = summary["pixels"]
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("grid", summary["grid"])
-    table.add_row("second raster", grids)
+    table.add_row("second raster", second_raster(summary))
     if summary["bands"]:
         table.add_row("bands", ", ".join(map(str, summary["bands"])))
     table.add_row(

@@ -30,7 +30,7 @@ from dsfer.mapping.pairs import (
     map_pair,
     row_of,
 )
-from dsfer.mapping.predict import AS_IT_IS, DEFAULTS, MapOptions
+from dsfer.mapping.predict import AS_IT_IS, DEFAULTS, MapOptions, second_raster
 from pipeline.artifacts import thumbnail
 from pipeline.cluster import RETRIES, may_pass, scheduler
 from pipeline.flows import end_with_worker
@@ -146,6 +146,7 @@ def map_listed(
         ("changed area", f"{summary['changed_area_m2']:,.0f} m²"),
         ("threshold", f"{summary['options']['threshold']:g}, {summary['threshold_from']}"),
         ("grid", summary["grid"]),
+        ("second raster", second_raster(summary)),
         ("maps", f"`{out / pair.id}`"),
     ]
     lines = [f"![{pair.id}]({picture})", "", "| | |", "|---|---|"]

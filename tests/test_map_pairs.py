@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -115,6 +116,9 @@ def test_the_command_maps_all_that_can_be_and_later_what_is_missing(listed):
     assert [(row["id"], row["status"]) for row in rows] == [
         ("a", "done"), ("b", "failed"), ("c", "done"),
     ]  # fmt: skip
+    apart = "0 pixels apart, below 1 is tolerated"
+    assert [row["second_raster"] for row in rows] == [apart, None, apart]
+    assert len(re.findall(r"0 pixels\s+apart", done.output)) == 2
     for name in ("a", "c"):
         summary = json.loads((out / name / "summary.json").read_text())
         assert set(summary["scores"]) == {"tiles", "stitched", "map"}

@@ -50,6 +50,13 @@ def drawn(tmp_path: Path, shapes, **options) -> np.ndarray:
         return out.read(1)
 
 
+@pytest.mark.filterwarnings("error::rasterio.errors.NotGeoreferencedWarning:rasterio.features")
+def test_polygons_may_be_in_pixels_of_an_image_without_a_place_on_earth(tmp_path):
+    pixels = Affine.identity()
+    found = drawn(tmp_path, [square(2, 3, 4, 5, pixels)], crs=None, transform=pixels)
+    assert found.sum() == 255 * 20 and found[2:6, 3:8].all()
+
+
 def test_polygons_cover_the_pixels_whose_centre_they_hold(tmp_path):
     expected = np.zeros((70, 90), np.uint8)
     expected[10:20, 30:50] = 255

@@ -106,7 +106,8 @@ def rasterise(vector: AnyPath, grid: AnyPath, target: Path, changed: int) -> Non
             where=vector,
             mend="check the coordinate reference system of both files",
         )
-    with new_raster(target, **profile) as out:
+    with new_raster(target, **profile) as out, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the grid need not be
         for _, window in out.block_windows(1):
             inside = polygons.iloc[polygons.sindex.query(_outline(out, window), "intersects")]
             block = np.zeros((window.height, window.width), np.uint8)

@@ -19,6 +19,7 @@ from dsfer.mapping.predict import (
     identity_of,
     label_identity,
     predict_raster,
+    second_raster,
 )
 from dsfer.mapping.scoring import Label
 from dsfer.mapping.work import remove_rest
@@ -249,13 +250,15 @@ def map_pairs(
 
 
 def row_of(pair: ListedPair, outcome: dict[str, Any] | BaseException) -> dict[str, Any]:
-    """What a list says of a pair: id, status, changes, changed_area_m2, error."""
+    """What a list says of a pair: id, status, changes, changed_area_m2, second_raster, error."""
     if isinstance(outcome, BaseException):
         return {
             "id": pair.id, "status": "failed", "changes": None, "changed_area_m2": None,
+            "second_raster": None,
             "error": str(outcome) if isinstance(outcome, FORESEEN) else repr(outcome),
         }  # fmt: skip
     found = {key: outcome[key] for key in ("changes", "changed_area_m2")}
+    found["second_raster"] = second_raster(outcome)
     return {"id": pair.id, "status": "done", **found, "error": None}
 
 

@@ -154,6 +154,16 @@ def predict_raster(
     return summary
 
 
+def second_raster(summary: dict[str, Any]) -> str:
+    """How the second raster lies on the first, of maps with this summary, in words."""
+    if summary["aligned"]:
+        return "resampled onto the first"
+    return (
+        f"{summary['grid_offset_pixels']:.3g} pixels apart, "
+        f"below {summary['grid_tolerance_pixels']:g} is tolerated"
+    )
+
+
 def identity_of(
     t1: str | Path, t2: str | Path, detector: Detector, reading: Reading, options: MapOptions
 ) -> dict[str, Any]:
