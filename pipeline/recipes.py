@@ -31,7 +31,8 @@ class Recipe(Frozen):
         weight_decay: L2 penalty inside the gradient, of `adamw` beside it.
         schedule: `constant`, `linear` or `cosine` to 0, `poly`, the released (1 - k/n)^0.9, or
             `exponential`.
-        schedule_iterations: n of the schedule; null in the files stands for `iterations`.
+        schedule_iterations: n of the schedule; null in the files stands for `iterations`. Where
+            `params.yaml` gives `iterations` alone, n keeps the proportion that it has to them.
         hold: share of n until a `linear` or `exponential` schedule begins to fall.
         warmup: share of the iterations over which the learning rate rises from 0.
         iterations: steps to train.
@@ -159,14 +160,24 @@ def resolve_recipe(
         f"recipe {name}": book.settings,
         f"recipe {name} for {model}": book.models.get(model, {}),
         f"recipe {name} for {dataset}": book.datasets.get(dataset, {}),
-        "params.yaml": overrides,
     }
-    values: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for source, layer in layers.items():
-        values |= layer
+        own |= layer
         sources |= dict.fromkeys(layer, source)
-    if values.get("schedule_iterations") is None:
-        values["schedule_iterations"] = values.get("iterations")
+    values = own | overrides
+    sources |= dict.fromkeys(overrides, "params.yaml")
+    follows = own.get("schedule_iterations") is None or "iterations" in overrides
+    if follows and "schedule_iterations" not in overrides:
+        values["schedule_iterations"] = _schedule_iterations(values.get("iterations"), own)
         sources["schedule_iterations"] = "iterations"
     return parse(Recipe, values, f"params.yaml with recipe {name}"), sources
+
+
+def _schedule_iterations(iterations: Any, own: dict[str, Any]) -> Any:
+    """n of the schedule for these iterations, in proportion as the recipe itself has them."""
+    n = own.get("schedule_iterations")
+    if n is None or not isinstance(iterations, int):  # what is no number is told by `Recipe`
+        return iterations
+    return round(n * iterations / own["iterations"])

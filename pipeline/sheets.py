@@ -34,7 +34,10 @@ HEADINGS = {
 """Of measures that are not in percent."""
 
 ANY_DATA = "parameters"
-"""A measure that does not depend on data: the paper's figure is comparable everywhere."""
+"""A measure that does not depend on data: of whole networks the paper's figure is comparable."""
+
+THIN = "other width"
+"""Why the paper's number of parameters stands beside that of other networks."""
 
 MADE = ("split", "tiles", "device")
 """What captions tell of how records were made."""
@@ -149,6 +152,7 @@ def records_of(
     published = paper_figures(entry.table, entry.key)
     same_data = entry.dataset in published and data.as_published
     beside = OTHER_DATA if published and not same_data else ""
+    width = entry.cells[0].settings.recipe.width
     dated = [days[cell.name] for cell in entry.cells if cell.settings.params.seed in scores]
     made = {
         "date": _range(dated),
@@ -165,7 +169,7 @@ def records_of(
         values = {seed: _measured(metrics, measure) for seed, metrics in scores.items()}
         without = listed(seed for seed, value in values.items() if np.isnan(value))
         valued = [value for value in values.values() if not np.isnan(value)]
-        other = "" if measure == ANY_DATA else beside
+        other = ("" if width == 1 else THIN) if measure == ANY_DATA else beside
         line = record(entry.table, entry.key, entry.dataset, measure, valued, other, why, without)
         records.append(line | made)
     return records
@@ -230,9 +234,10 @@ def score_caption(
 
 def _beside(records: pd.DataFrame) -> str:
     printed = records[records["paper"].notna()]
-    if not printed["beside"].any():
+    if not (printed["beside"] == OTHER_DATA).any():
         return "Δ: ours less the paper's."
-    but = ", but for the number of parameters" if (printed["measure"] == ANY_DATA).any() else ""
+    counted = printed.loc[printed["measure"] == ANY_DATA, "beside"]
+    but = ", but for the number of parameters" if (counted == "").any() else ""
     return (
         f"The paper's figures are of {listed(printed['paper_dataset'])} as published, other data "
         f"than here: no difference is given{but}."

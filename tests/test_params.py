@@ -301,6 +301,24 @@ def test_a_tile_size_that_no_network_takes_is_refused_before_any_work(tmp_path, 
     assert f"set tile_size to {mend}" in message
 
 
+@pytest.mark.parametrize(
+    ("recipe", "given", "n"),
+    [
+        ("paper", {"iterations": 2000}, 2000),
+        ("released", {"iterations": 2000}, 4000),
+        ("released", {"iterations": 2000, "schedule_iterations": 3000}, 3000),
+        ("modern", {"iterations": 2000}, 2000),
+        ("paper", {}, 30_000),
+    ],
+)
+def test_the_schedule_follows_the_iterations(tmp_path, recipe, given, n):
+    resolved = settings(tmp_path, dataset="levir-cd", recipe=recipe, **given)
+    assert resolved.recipe.schedule_iterations == n
+    source = resolved.sources["schedule_iterations"]
+    expected = {4000: "iterations", 3000: "params.yaml", 30_000: "recipe paper"}
+    assert source == expected.get(n, "iterations")
+
+
 def test_weights_of_the_encoder_may_be_a_local_file(tmp_path):
     weights = tmp_path / "vgg.pth"
     weights.touch()

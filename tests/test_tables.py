@@ -251,11 +251,11 @@ def test_no_difference_is_given_where_the_data_are_others(dataset, changes):
         "ours": "75.00", "paper, other data": "90.76",
     }  # fmt: skip
     assert "of levir-cd as published, other data than here: no difference" in sheet.caption
-    assert sheet.caption.endswith("is given, but for the number of parameters.")
-    assert lines.loc[("vgg16", "parameters"), "beside"] == ""
-    assert sheet.frame.loc["VGG-16", "Parameters, million"].to_dict() == {
-        "ours": "2.33", "paper": "34.08", "Δ": "−31.75",
-    }  # fmt: skip
+    thin = dataset == "demo"  # its recipes train networks of a quarter of the width
+    counted = {"paper, other width": "34.08"} if thin else {"paper": "34.08", "Δ": "−31.75"}
+    but = "" if thin else ", but for the number of parameters"
+    assert sheet.caption.endswith(f"no difference is given{but}.")
+    assert sheet.frame.loc["VGG-16", "Parameters, million"].to_dict() == {"ours": "2.33"} | counted
 
 
 def test_what_is_missing_is_never_filled_and_says_why():
