@@ -166,7 +166,7 @@ class Validation(Stored):
     """`validation/validation.json`, as far as the report needs it.
 
     Attributes:
-        as_published: whether published scores belong to the same pixels and the same split.
+        as_published: whether published scores belong to the same pixels, split by the same policy.
     """
 
     as_published: bool
