@@ -151,9 +151,7 @@ def split_rules(data: DataSettings) -> list[Rule]:
             mend="look at the labels and label_rule; " + draw_again,
         ),
     ]  # fmt: skip
-    if data.as_expected:
-        rules += _published_rules(data.policy.expected)
-    return rules
+    return rules + list(_published_rules(data.expected))
 
 
 def _published_rules(expected: Expected) -> Iterator[Rule]:

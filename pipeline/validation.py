@@ -135,12 +135,10 @@ def _pairs(audit: Audit) -> dict[str, list[dict[str, Any]]]:
 
 def _statistics(splits: pd.DataFrame, data: DataSettings) -> list[dict[str, Any]]:
     """The rows of `split_facts` with the published numbers beside them, null where none apply."""
-    expected = data.policy.expected if data.as_expected else None
     rows: list[dict[str, Any]] = json.loads(splits.to_json(orient="records"))
     for row in rows:
         for name in ("tiles", "scenes", "changed_fraction"):
-            published = getattr(expected, name, {})
-            row[f"published_{name}"] = published.get(row["split"])
+            row[f"published_{name}"] = getattr(data.expected, name).get(row["split"])
     return rows
 
 

@@ -42,7 +42,7 @@ def test_published_facts():
     assert (levir.label_rule, whu.label_rule, cdd.label_rule) == (
         "binary255",
         "binary01",
-        "threshold128",
+        "only255",
     )
     assert {archive.name: archive.bytes for archive in levir.release("published").archives} == {
         "train.zip": 1721956862,

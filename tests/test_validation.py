@@ -335,6 +335,15 @@ def test_published_numbers_apply_only_to_the_published_preparation() -> None:
         assert not [rule for rule in split_rules(declared(**change)) if rule.only]
 
 
+def test_changed_fractions_belong_to_one_label_rule_and_counts_to_all() -> None:
+    other = declared(label_rule="threshold128")
+    assert {rule.key for rule in split_rules(declared())} - {
+        rule.key for rule in split_rules(other)
+    } == {"changed_fraction-train", "changed_fraction-test"}
+    train = validate(manifest(), scene_table(), split_record(), other, "toy")["splits"][0]
+    assert (train["published_tiles"], train["published_changed_fraction"]) == (8, None)
+
+
 @pytest.mark.parametrize(
     "change",
     [
