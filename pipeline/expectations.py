@@ -118,6 +118,9 @@ def scene_rules(data: DataSettings) -> list[Rule]:
     """Expectations over the scene table of the crop stage, with its number of `tiles`."""
     offset, bands = data.entry.grid_tolerance, max(data.bands or (3,))
     align = "resample one date onto the grid of the other (gdalwarp), or leave the scene out"
+    redraw = "resample the label onto the grid of date 1 (gdalwarp -r near), or leave the scene out"
+    # Where the files of a published set say that its labels lie is not published.
+    of_labels: Severity = "warn" if data.release.archives else "fail"
     return [
         _unique("id", "Every scene has a name of its own."),
         _among("t1_dtype", ["uint8"], "Images of date 1 hold 8-bit numbers.", "convert to 8 bit"),
@@ -132,6 +135,16 @@ def scene_rules(data: DataSettings) -> list[Rule]:
         _between(
             "grid_offset", f"The grids of the two dates differ by at most {offset:g} pixels.",
             low=0, high=offset, mend=align,
+        ),
+        _among(
+            "label_crs_equal", [True],
+            "A label with a place on earth has the coordinate reference system of date 1.",
+            redraw, of_labels,
+        ),
+        _between(
+            "label_offset",
+            f"A label with a place on earth lies on the grid of date 1, up to {offset:g} pixels.",
+            low=0, high=offset, mend=redraw, severity=of_labels,
         ),
         _between(
             "tiles", "Every scene gives at least one tile.", low=1, severity="warn",
@@ -185,9 +198,11 @@ def _null(column: str, statement: str, mend: str = RUN_AGAIN, severity: Severity
     return Rule(column, statement, mend, "ExpectColumnValuesToBeNull", {"column": column}, severity)
 
 
-def _among(column: str, values: Iterable[Any], statement: str, mend: str) -> Rule:
+def _among(
+    column: str, values: Iterable[Any], statement: str, mend: str, severity: Severity = "fail"
+) -> Rule:
     options = {"column": column, "value_set": list(values)}
-    return Rule(column, statement, mend, "ExpectColumnValuesToBeInSet", options)
+    return Rule(column, statement, mend, "ExpectColumnValuesToBeInSet", options, severity)
 
 
 def _between(

@@ -309,6 +309,20 @@ def test_dates_on_different_grids(project, crs, transform, part):
     assert "To mend it: " in message
 
 
+def test_a_label_on_another_grid(project):
+    t1, t2 = np.random.default_rng(9).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    label = np.zeros((64, 64), np.uint8)
+    moved = GRID @ Affine.translation(0, 5)
+    for name, pixels, grid in (("A/s1", t1, GRID), ("B/s1", t2, GRID), ("label/s1", label, moved)):
+        replaced(project / "imagery", name, pixels, crs="EPSG:32633", transform=grid)
+    for stage in (download, crop, split):
+        stage.main()
+    status, message = ending(validate.main)
+    assert status == 1
+    assert "scene s1: 5, but expected: A label with a place on earth lies on the grid" in message
+    assert "gdalwarp -r near" in message
+
+
 def test_a_name_that_no_table_could_hold(project):
     name = os.fsencode(project / "imagery/A") + b"/bad\xff.png"
     try:

@@ -58,6 +58,7 @@ def manifest() -> pd.DataFrame:
 
 def scene_table() -> pd.DataFrame:
     facts = {"rows": 2 * SIZE, "cols": 2 * SIZE, "grid_offset": 0.25, "crs_equal": True}
+    facts |= {"label_offset": 0.0, "label_crs_equal": True}
     for name, bands in (("t1", 3), ("t2", 3), ("label", 1)):
         facts |= {f"{name}_dtype": "uint8", f"{name}_bands": bands}
     return pd.DataFrame([{"id": scene} | facts for ids in SCENES.values() for scene in ids])
@@ -217,6 +218,7 @@ ROUNDS: list[list[Case]] = [
         (fact(0, "t2_dtype", "float32"), "scenes/t2_dtype", "a", "float32"),
         (fact(1, "t1_bands", 1), "scenes/t1_bands", "b", "1"),
         (fact(2, "grid_offset", 0.75), "scenes/grid_offset", "c", "0.75"),
+        (fact(2, "label_crs_equal", False), "scenes/label_crs_equal", "c", "no"),
         (fact(3, "id", "a"), "scenes/unique-id", "a", "a"),
     ],
     [
@@ -227,6 +229,7 @@ ROUNDS: list[list[Case]] = [
             "tiles/identical_to", ID[12], f"{ID[0]} in train (one date)",
         ),
         (fact(1, "grid_offset", float("inf")), "scenes/grid_offset", "b", "inf"),
+        (fact(2, "label_offset", 3.0), "scenes/label_offset", "c", "3"),
         (lost, "splits/tiles", "val", "0"),
         (lost, "splits/tiles-val", "val", "0"),
         (lost, "splits/scenes-train", "train", "3"),
@@ -370,6 +373,15 @@ def test_published_figures_belong_to_the_published_data_only(change: dict[str, A
         manifest(), scene_table(), split_record(), declared(entry=entry, **change), "toy"
     )
     assert validated["as_published"] is False
+
+
+def test_the_place_of_labels_stops_own_data_and_warns_of_published_sets() -> None:
+    def severities(data: DataSettings) -> set[str]:
+        return {rule.severity for rule in scene_rules(data) if rule.key.startswith("label_o")}
+
+    whu = catalog_entry("whu-cd")
+    assert severities(declared()) == {"fail"}
+    assert severities(declared(entry=whu, split=whu.split.default)) == {"warn"}
 
 
 def test_bands_that_are_read_must_exist() -> None:
