@@ -90,7 +90,8 @@ def tile_rules(data: DataSettings, scenes: pd.DataFrame) -> list[Rule]:
         Rule(
             "blank",
             f"At most {entry.blank_share:.1%} of the tiles are blank at either date.",
-            "remove the blank scenes, or raise blank_share in the catalog if they belong there",
+            "declare what is empty as nodata (rio edit-info --nodata 0), leave blank scenes out, or "
+            "raise blank_share in pipeline/catalog.yaml if they belong there",
             "ExpectColumnValuesToBeInSet",
             {"column": "blank", "value_set": [False], "mostly": 1 - entry.blank_share},
         ),

@@ -72,7 +72,8 @@ def tile_facts(tiles: pd.DataFrame, allowed: frozenset[int], audit: Audit) -> pd
         window_fault=_window_fault(tiles),
         count_fault=_count_fault(tiles),
         label_fault=_label_fault(tiles, allowed),
-        blank=(tiles["t1_std"] == 0) | (tiles["t2_std"] == 0),
+        # Nodata alone, as around a turned scene, is no image that went wrong.
+        blank=((tiles["t1_std"] == 0) | (tiles["t2_std"] == 0)) & (tiles["valid_pixels"] > 0),
         identical_to=_partners(tiles, audit.exact, "{id_a} in {split_a} ({kind})"),
         near_duplicate_of=_partners(tiles, audit.near, "{id_a} in {split_a} ({distance} bits)"),
         adjacent_to=_partners(tiles, neighbours, "{id_a} in {split_a} ({how})"),

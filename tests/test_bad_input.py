@@ -425,6 +425,23 @@ def test_a_tile_that_changed_after_the_crop_stops_the_shards(sharded):
     assert content(sharded / "shards") == before
 
 
+def test_tiles_of_nodata_alone_are_not_trained_on(project):
+    t1, t2 = np.random.default_rng(9).integers(1, 256, (2, 64, 64, 3), dtype=np.uint8)
+    t1[:32] = 0  # two tiles of each scene
+    for i in range(4):
+        replaced(project / "imagery", f"A/s{i}", t1 + np.uint8(i), nodata=i)
+        replaced(project / "imagery", f"B/s{i}", t2)
+    for stage in (download, crop, split, shard):
+        stage.main()
+    manifest = read_manifest(Path("data/folder/mine/split/manifest.parquet"))
+    counts = manifest["split"].value_counts()
+    shards = {name: TileShards(Path("data/folder/mine/shards") / name) for name in counts.index}
+    assert (shards["train"].manifest["valid_pixels"] > 0).all()
+    assert len(shards["train"]) == counts["train"] // 2
+    assert len(shards["val"]) == counts["val"]
+    assert len(shards["test"]) == counts["test"]
+
+
 def test_a_training_split_without_change(project):
     imagery(project / "imagery", changed=False)
     for stage in (download, crop, split, shard):

@@ -321,6 +321,15 @@ def test_what_is_identical_may_fail_where_what_looks_alike_only_warns() -> None:
     assert violated(result)["tiles/identical_to"]["status"] == "fail"
 
 
+def test_tiles_of_nodata_alone_are_not_blank() -> None:
+    tiles = manifest()
+    numbers = ["valid_pixels", "changed_pixels", "changed_fraction", "t1_std", "t2_std"]
+    tiles.loc[[6, 14], numbers] = 0
+    result = validate(tiles, scene_table(), split_record(), declared(), "folder/toy")
+    assert violated(result) == {}
+    assert [row["blank_tiles"] for row in result["splits"]] == [0, 0, 0]
+
+
 def test_leaks_are_counted_per_pair_of_splits(rounds: list[dict[str, Any]]) -> None:
     counts = {(row["audit"], row["earlier"], row["later"]): row for row in rounds[1]["leakage"]}
     assert counts["identical", "train", "test"]["tiles"] == 1
