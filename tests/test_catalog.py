@@ -4,7 +4,7 @@ import pytest
 
 from dsfer.errors import ConfigError
 from dsfer.released import DSFER_NET
-from pipeline.catalog import CATALOG, catalog_entry, load_catalog
+from pipeline.catalog import CATALOG, OWN_DATA, catalog_entry, load_catalog
 from pipeline.frozen import did_you_mean
 
 ENTRY = """\
@@ -82,6 +82,12 @@ def test_a_policy_that_cuts_scenes_apart_is_not_stopped_by_the_neighbours_it_mak
 
 def test_what_was_never_seen_on_the_published_sets_does_not_stop_them():
     for name in ("levir-cd", "whu-cd"):
+        leakage = catalog_entry(name).leakage
+        assert (leakage.identical, leakage.near) == ("fail", "warn")
+
+
+def test_own_tiles_that_only_look_alike_do_not_stop():
+    for name in OWN_DATA:
         leakage = catalog_entry(name).leakage
         assert (leakage.identical, leakage.near) == ("fail", "warn")
 
