@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from dsfer.data.labels import label_rule
-from dsfer.data.leakage import HASH_BITS, NEAR_DISTANCE
+from dsfer.data.leakage import HASH_BITS, NEAR_DISTANCE, OVERLAP_SHARE
 from dsfer.data.manifest import SPLITS
 from dsfer.errors import ValidationError
 from pipeline.catalog import Expected
@@ -90,8 +90,8 @@ def tile_rules(data: DataSettings, scenes: pd.DataFrame) -> list[Rule]:
         Rule(
             "blank",
             f"At most {entry.blank_share:.1%} of the tiles are blank at either date.",
-            "declare what is empty as nodata (rio edit-info --nodata 0), leave blank scenes out, or "
-            "raise blank_share in pipeline/catalog.yaml if they belong there",
+            "declare what is empty as nodata (rio edit-info --nodata 0), leave blank scenes out, "
+            "or raise blank_share in pipeline/catalog.yaml if they belong there",
             "ExpectColumnValuesToBeInSet",
             {"column": "blank", "value_set": [False], "mostly": 1 - entry.blank_share},
         ),
@@ -106,8 +106,15 @@ def tile_rules(data: DataSettings, scenes: pd.DataFrame) -> list[Rule]:
             entry.leakage.near,
         ),
         _null(
+            "overlaps_with",
+            f"No tile shares more than {OVERLAP_SHARE:.0%} of its ground with another split.",
+            "put scenes of the same ground into one split (by list/*.txt, by the column split of "
+            "pairs.csv, or by folders), or cut off what they share",
+            entry.leakage.overlap,
+        ),
+        _null(
             "adjacent_to",
-            "No tile touches or overlaps one of another split on the ground.",
+            "No tile touches one of another split on the ground.",
             "split by scene or by region (split: scenes, or spatial), or compare such numbers "
             "only with numbers of the same split",
             entry.leakage.adjacent,

@@ -99,7 +99,12 @@ def _published(data: DataSettings) -> str:
 
 
 def _audits(audit: Audit) -> dict[str, pd.DataFrame]:
-    return {"identical": audit.exact, "near-identical": audit.near, "adjacent": audit.adjacent}
+    return {
+        "identical": audit.exact,
+        "near-identical": audit.near,
+        "overlapping": audit.overlap,
+        "adjacent": audit.adjacent,
+    }
 
 
 def _leakage(audit: Audit, splits: pd.DataFrame, data: DataSettings) -> list[dict[str, Any]]:
@@ -109,6 +114,7 @@ def _leakage(audit: Audit, splits: pd.DataFrame, data: DataSettings) -> list[dic
     severity = {
         "identical": rules.identical,
         "near-identical": rules.near,
+        "overlapping": rules.overlap,
         "adjacent": rules.adjacent,
     }
     return [

@@ -19,7 +19,7 @@ mine:
   label_rule: binary255
   tiling: {tile_size: 256, padding: pad}
   split: {default: scenes, policies: {scenes: {method: scenes, ratio: [7, 1, 2]}}}
-  leakage: {identical: fail, near: fail, adjacent: warn}
+  leakage: {identical: fail, near: fail, overlap: fail, adjacent: warn}
   blank_share: 0
   grid_tolerance: 0.5
 """
@@ -90,6 +90,10 @@ def test_own_tiles_that_only_look_alike_do_not_stop():
     for name in OWN_DATA:
         leakage = catalog_entry(name).leakage
         assert (leakage.identical, leakage.near) == ("fail", "warn")
+
+
+def test_ground_in_two_splits_stops_own_data():
+    assert {catalog_entry(name).leakage.overlap for name in OWN_DATA} == {"fail"}
 
 
 def test_every_archive_can_be_had_and_names_differ():

@@ -27,7 +27,7 @@ from pipeline.validation import render, require_valid, validate, write_result
 
 SIZE, PIXELS = 8, 64
 SCENES = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
-STRICT = Leakage(identical="fail", near="fail", adjacent="fail")
+STRICT = Leakage(identical="fail", near="fail", overlap="fail", adjacent="fail")
 
 
 def manifest() -> pd.DataFrame:
@@ -123,7 +123,7 @@ def test_a_sound_data_set_passes_every_expectation(sound: dict[str, Any]) -> Non
     assert violated(sound) == {}
     assert sound["published"] == "apply"
     assert sound["as_published"] is True
-    assert len(sound["leakage"]) == 9
+    assert len(sound["leakage"]) == 12
     assert not any(row["tiles"] for row in sound["leakage"])
     assert [row["tiles"] for row in sound["splits"]] == [8, 4, 4]
     assert sound["splits"][0]["t1_mean"] == [100.0] * 3
@@ -168,6 +168,12 @@ def blank(tiles: pd.DataFrame, scenes: pd.DataFrame, record: dict[str, Any]) -> 
 def moved(tiles: pd.DataFrame, scenes: pd.DataFrame, record: dict[str, Any]) -> None:
     """The val tiles now lie on the ground of train scene a, and scene c has none."""
     tiles.loc[8:11, "scene"] = "a"
+
+
+def beside(tiles: pd.DataFrame, scenes: pd.DataFrame, record: dict[str, Any]) -> None:
+    """The last test tile now lies to the right of train scene b."""
+    tiles.loc[15, "scene"] = "b"
+    tiles.loc[15, ["col", "scene_cols"]] = [2 * SIZE, 3 * SIZE]
 
 
 def lost(tiles: pd.DataFrame, scenes: pd.DataFrame, record: dict[str, Any]) -> None:
@@ -239,7 +245,8 @@ ROUNDS: list[list[Case]] = [
         (cell(1, "label_sha256", "12ab"), "tiles/amiss", ID[1], "label_sha256 is '12ab'"),
         (cell(2, "label_values", None), "tiles/amiss", ID[2], "label_values is missing"),
         (cell(3, "size", "eight"), "tiles/amiss", ID[3], "size is 'eight'"),
-        (moved, "tiles/adjacent_to", ID[8], f"{ID[0]} in train (100.0% shared)"),
+        (moved, "tiles/overlaps_with", ID[8], f"{ID[0]} in train (100.0% shared)"),
+        (beside, "tiles/adjacent_to", ID[15], f"{ID[5]} in train (touching)"),
         (moved, "scenes/tiles", "c", "0"),
         (no_change, "splits/changed_pixels", "val", "0"),
         (fact(3, "id", "e"), "tiles/scene", ID[12], "d"),
@@ -295,10 +302,11 @@ def test_a_failure_stops_with_tile_value_mend_and_page(rounds: list[dict[str, An
 def test_a_declared_warning_does_not_stop(caplog: pytest.LogCaptureFixture) -> None:
     tiles = manifest()
     copied(0, 12, "t1_sha256", "t2_sha256", "t1_phash", "t2_phash", "scene")(tiles, None, None)  # type: ignore[arg-type]
-    settings = declared(Expected(), Leakage(identical="warn", near="fail", adjacent="warn"))
+    lenient = Leakage(identical="warn", near="fail", overlap="warn", adjacent="fail")
+    settings = declared(Expected(), lenient)
     result = validate(tiles, scene_table(), split_record(), settings, "folder/toy")
     assert result["status"] == "warn"
-    assert {"tiles/identical_to", "tiles/adjacent_to"} <= set(violated(result))
+    assert set(violated(result)) == {"tiles/identical_to", "tiles/overlaps_with"}
     assert result["published"] == "none"
     with caplog.at_level(logging.WARNING):
         require_valid(result, Path("m"), Path("p"))
@@ -306,7 +314,8 @@ def test_a_declared_warning_does_not_stop(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_what_is_identical_may_fail_where_what_looks_alike_only_warns() -> None:
-    settings = declared(Expected(), Leakage(identical="fail", near="warn", adjacent="warn"))
+    mixed = Leakage(identical="fail", near="warn", overlap="fail", adjacent="warn")
+    settings = declared(Expected(), mixed)
     tiles = manifest()
     copied(5, 13, "t1_phash", "t2_phash")(tiles, None, None)  # type: ignore[arg-type]
     result = validate(tiles, scene_table(), split_record(), settings, "folder/toy")
@@ -314,7 +323,7 @@ def test_what_is_identical_may_fail_where_what_looks_alike_only_warns() -> None:
         "tiles/near_duplicate_of": "warn"
     }
     assert {row["audit"]: row["severity"] for row in result["leakage"]} == {
-        "identical": "fail", "near-identical": "warn", "adjacent": "warn",
+        "identical": "fail", "near-identical": "warn", "overlapping": "fail", "adjacent": "warn",
     }  # fmt: skip
     copied(0, 12, "t1_sha256")(tiles, None, None)  # type: ignore[arg-type]
     result = validate(tiles, scene_table(), split_record(), settings, "folder/toy")

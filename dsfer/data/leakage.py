@@ -35,6 +35,9 @@ FLAT_STD = 1.0
 TOUCH_PIXELS = 0.5
 """Gap, in pixels, up to which two tiles count as touching (grids may be off by a fraction)."""
 
+OVERLAP_SHARE = 0.01
+"""Share of a tile's ground above which it overlaps another; below, grids are off by a fraction."""
+
 PAIR = ["id_a", "split_a", "id_b", "split_b"]
 _CHUNK = 512
 
