@@ -215,6 +215,7 @@ def _significance(entries: Sequence[Entry], outcomes: dict[str, Outcome]) -> lis
     if len(whole) < 2:
         return []
     tiles = {e.label: pd.concat([read_counts(cell) for cell in e.cells]) for e in whole}
+    count = len(tiles[whole[0].label]) // len(whole[0].cells)
     scenes = blocks = tiles[whole[0].label]["scene"].nunique()
     if scenes < FEW:
         side = BLOCK * whole[0].cells[0].settings.data.tile_size
@@ -223,7 +224,8 @@ def _significance(entries: Sequence[Entry], outcomes: dict[str, Outcome]) -> lis
     pairs = compare_f1(tiles, seed=TEST_SEED)
     left_out = [entry.label for entry in entries if entry not in whole]
     note = f"{MARK} Left out, since seeds lack results: {', '.join(left_out)}."
-    return [significance_sheet(whole[0], pairs, scenes, blocks, (note,) if left_out else ())]
+    notes = (note,) if left_out else ()
+    return [significance_sheet(whole[0], pairs, count, scenes, blocks, notes)]
 
 
 def draw_figures(

@@ -171,11 +171,13 @@ class Leakage(Frozen):
     Attributes:
         identical: one image, pixel by pixel, in both.
         near: images that look almost the same.
-        adjacent: ground that touches or overlaps, as it always does where scenes are cut apart.
+        overlap: ground that both show.
+        adjacent: ground that touches, as it always does where scenes are cut apart.
     """
 
     identical: Reaction
     near: Reaction
+    overlap: Reaction
     adjacent: Reaction
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from dsfer.data.labels import label_rule
-from dsfer.data.leakage import HASH_BITS, NEAR_DISTANCE
+from dsfer.data.leakage import HASH_BITS, NEAR_DISTANCE, OVERLAP_SHARE
 from dsfer.data.manifest import SPLITS
 from dsfer.errors import ValidationError
 from pipeline.catalog import Expected
@@ -90,7 +90,8 @@ def tile_rules(data: DataSettings, scenes: pd.DataFrame) -> list[Rule]:
         Rule(
             "blank",
             f"At most {entry.blank_share:.1%} of the tiles are blank at either date.",
-            "remove the blank scenes, or raise blank_share in the catalog if they belong there",
+            "declare what is empty as nodata (rio edit-info --nodata 0), leave blank scenes out, "
+            "or raise blank_share in pipeline/catalog.yaml if they belong there",
             "ExpectColumnValuesToBeInSet",
             {"column": "blank", "value_set": [False], "mostly": 1 - entry.blank_share},
         ),
@@ -105,8 +106,15 @@ def tile_rules(data: DataSettings, scenes: pd.DataFrame) -> list[Rule]:
             entry.leakage.near,
         ),
         _null(
+            "overlaps_with",
+            f"No tile shares more than {OVERLAP_SHARE:.0%} of its ground with another split.",
+            "put scenes of the same ground into one split (by list/*.txt, by the column split of "
+            "pairs.csv, or by folders), or cut off what they share",
+            entry.leakage.overlap,
+        ),
+        _null(
             "adjacent_to",
-            "No tile touches or overlaps one of another split on the ground.",
+            "No tile touches one of another split on the ground.",
             "split by scene or by region (split: scenes, or spatial), or compare such numbers "
             "only with numbers of the same split",
             entry.leakage.adjacent,
@@ -118,6 +126,9 @@ def scene_rules(data: DataSettings) -> list[Rule]:
     """Expectations over the scene table of the crop stage, with its number of `tiles`."""
     offset, bands = data.entry.grid_tolerance, max(data.bands or (3,))
     align = "resample one date onto the grid of the other (gdalwarp), or leave the scene out"
+    redraw = "resample the label onto the grid of date 1 (gdalwarp -r near), or leave the scene out"
+    # Where the files of a published set say that its labels lie is not published.
+    of_labels: Severity = "warn" if data.release.archives else "fail"
     return [
         _unique("id", "Every scene has a name of its own."),
         _among("t1_dtype", ["uint8"], "Images of date 1 hold 8-bit numbers.", "convert to 8 bit"),
@@ -132,6 +143,16 @@ def scene_rules(data: DataSettings) -> list[Rule]:
         _between(
             "grid_offset", f"The grids of the two dates differ by at most {offset:g} pixels.",
             low=0, high=offset, mend=align,
+        ),
+        _among(
+            "label_crs_equal", [True],
+            "A label with a place on earth has the coordinate reference system of date 1.",
+            redraw, of_labels,
+        ),
+        _between(
+            "label_offset",
+            f"A label with a place on earth lies on the grid of date 1, up to {offset:g} pixels.",
+            low=0, high=offset, mend=redraw, severity=of_labels,
         ),
         _between(
             "tiles", "Every scene gives at least one tile.", low=1, severity="warn",
@@ -151,9 +172,7 @@ def split_rules(data: DataSettings) -> list[Rule]:
             mend="look at the labels and label_rule; " + draw_again,
         ),
     ]  # fmt: skip
-    if data.as_expected:
-        rules += _published_rules(data.policy.expected)
-    return rules
+    return rules + list(_published_rules(data.expected))
 
 
 def _published_rules(expected: Expected) -> Iterator[Rule]:
@@ -187,9 +206,11 @@ def _null(column: str, statement: str, mend: str = RUN_AGAIN, severity: Severity
     return Rule(column, statement, mend, "ExpectColumnValuesToBeNull", {"column": column}, severity)
 
 
-def _among(column: str, values: Iterable[Any], statement: str, mend: str) -> Rule:
+def _among(
+    column: str, values: Iterable[Any], statement: str, mend: str, severity: Severity = "fail"
+) -> Rule:
     options = {"column": column, "value_set": list(values)}
-    return Rule(column, statement, mend, "ExpectColumnValuesToBeInSet", options)
+    return Rule(column, statement, mend, "ExpectColumnValuesToBeInSet", options, severity)
 
 
 def _between(

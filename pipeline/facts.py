@@ -28,10 +28,18 @@ _LISTS = ("label_values", "t1_sum", "t2_sum", "t1_sum_of_squares", "t2_sum_of_sq
 
 @dataclass(frozen=True)
 class Audit:
-    """The three tables of the leakage audit, as `dsfer.data.leakage` returns them."""
+    """The tables of the leakage audit, as `dsfer.data.leakage` returns them.
+
+    Attributes:
+        exact: of `exact_duplicates`.
+        near: of `near_duplicates`, without what is in `exact`.
+        overlap: of `adjacent`, the tiles of which more than `OVERLAP_SHARE` is shared.
+        adjacent: the others of `adjacent`, which only touch.
+    """
 
     exact: pd.DataFrame
     near: pd.DataFrame
+    overlap: pd.DataFrame
     adjacent: pd.DataFrame
 
 
@@ -47,7 +55,14 @@ def audit_leakage(tiles: pd.DataFrame) -> Audit:
     known = pd.MultiIndex.from_frame(near[["split_a", "id_b"]]).isin(
         pd.MultiIndex.from_frame(whole)
     )
-    return Audit(exact, near[~known].reset_index(drop=True), leakage.adjacent(sound))
+    ground = leakage.adjacent(sound)
+    over = ground["shared"] > leakage.OVERLAP_SHARE
+    return Audit(
+        exact,
+        near[~known].reset_index(drop=True),
+        ground[over].reset_index(drop=True),
+        ground[~over].reset_index(drop=True),
+    )
 
 
 def tile_facts(tiles: pd.DataFrame, allowed: frozenset[int], audit: Audit) -> pd.DataFrame:
@@ -60,22 +75,22 @@ def tile_facts(tiles: pd.DataFrame, allowed: frozenset[int], audit: Audit) -> pd
 
     Returns:
         The rows of `tiles` with `amiss`, `window_fault`, `count_fault`, `label_fault`,
-        `identical_to`, `near_duplicate_of`, `adjacent_to` (text or null) and `blank` (bool).
+        `identical_to`, `near_duplicate_of`, `overlaps_with`, `adjacent_to` (text or null) and
+        `blank` (bool).
     """
     problems = amiss(tiles)
     tiles = _numeric(tiles)
-    shares = audit.adjacent["shared"]
-    how = [f"{share:.1%} shared" if share else "touching" for share in shares]
-    neighbours = audit.adjacent.assign(how=how)
     return tiles.assign(
         amiss=problems,
         window_fault=_window_fault(tiles),
         count_fault=_count_fault(tiles),
         label_fault=_label_fault(tiles, allowed),
-        blank=(tiles["t1_std"] == 0) | (tiles["t2_std"] == 0),
+        # Nodata alone, as around a turned scene, is no image that went wrong.
+        blank=((tiles["t1_std"] == 0) | (tiles["t2_std"] == 0)) & (tiles["valid_pixels"] > 0),
         identical_to=_partners(tiles, audit.exact, "{id_a} in {split_a} ({kind})"),
         near_duplicate_of=_partners(tiles, audit.near, "{id_a} in {split_a} ({distance} bits)"),
-        adjacent_to=_partners(tiles, neighbours, "{id_a} in {split_a} ({how})"),
+        overlaps_with=_partners(tiles, audit.overlap, "{id_a} in {split_a} ({shared:.1%} shared)"),
+        adjacent_to=_partners(tiles, audit.adjacent, "{id_a} in {split_a} (touching)"),
     )
 
 

@@ -17,7 +17,15 @@ from dsfer.errors import ConfigError
 from dsfer.files import atomic_path
 from dsfer.models import MODELS
 from dsfer.paths import location
-from pipeline.catalog import CATALOG, OWN_DATA, DatasetEntry, Policy, Release, catalog_entry
+from pipeline.catalog import (
+    CATALOG,
+    OWN_DATA,
+    DatasetEntry,
+    Expected,
+    Policy,
+    Release,
+    catalog_entry,
+)
 from pipeline.frozen import Frozen, did_you_mean, parse, read_yaml
 from pipeline.recipes import RECIPE_KEYS, Recipe, default_recipe, resolve_recipe
 
@@ -144,6 +152,15 @@ class DataSettings(Frozen):
         tiling = self.entry.tiling
         cut = (self.tile_size, self.padding) == (tiling.tile_size, tiling.padding)
         return cut and _shares(self.split_ratio) == _shares(self.policy.ratio)
+
+    @property
+    def expected(self) -> Expected:
+        """What is known of these splits: no shares of change under another label rule."""
+        if not self.as_expected:
+            return Expected()
+        if self.label_rule != self.entry.label_rule:
+            return self.policy.expected.model_copy(update={"changed_fraction": {}})
+        return self.policy.expected
 
     @property
     def as_published(self) -> bool:

@@ -60,9 +60,6 @@ LEVEL = 0.05
 SIGNIFICANCE = "Which differences of F1 are real"
 """Title of the sheets on pairs of rows."""
 
-DEPENDENT = ("cdd_subset",)
-"""Layouts whose scenes are tiles, as their makers cut them from a few images."""
-
 
 @dataclass(frozen=True)
 class Sheet:
@@ -300,14 +297,15 @@ def _number(value: float | None, form: str = ".2f") -> str:
 
 
 def significance_sheet(
-    entry: Entry, pairs: pd.DataFrame, scenes: int, blocks: int, notes: tuple[str, ...]
+    entry: Entry, pairs: pd.DataFrame, tiles: int, scenes: int, blocks: int, notes: tuple[str, ...]
 ) -> Sheet:
     """Print which differences of F1 between the rows of Table I are real.
 
     Args:
         entry: one of the rows.
         pairs: as `dsfer.significance.compare_f1` returns them, by the rows' labels.
-        scenes: how many the test split has.
+        tiles: how many the test split has.
+        scenes: how many it has.
         blocks: how many were exchanged; as many where those are whole scenes. One leaves nothing to
             test.
         notes: which rows are not compared.
@@ -334,10 +332,10 @@ def significance_sheet(
                 "neighbouring blocks are not independent: intervals are too narrow, and p too "
                 "small."
             )
-        if entry.cells[0].settings.data.release.layout in DEPENDENT:
+        if tiles == scenes:
             caption += (
-                " The scenes are tiles cut and turned from a few pairs of images, so they are not "
-                "independent: intervals are too narrow, and p too small."
+                " Every scene is a single tile, and tiles of the same images, as CDD's are, are "
+                "not independent: where there are such, intervals are too narrow, and p too small."
             )
     title = f"{SIGNIFICANCE}, {entry.dataset}"
     key = _key("I", entry.dataset, "significance")

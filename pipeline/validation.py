@@ -99,7 +99,12 @@ def _published(data: DataSettings) -> str:
 
 
 def _audits(audit: Audit) -> dict[str, pd.DataFrame]:
-    return {"identical": audit.exact, "near-identical": audit.near, "adjacent": audit.adjacent}
+    return {
+        "identical": audit.exact,
+        "near-identical": audit.near,
+        "overlapping": audit.overlap,
+        "adjacent": audit.adjacent,
+    }
 
 
 def _leakage(audit: Audit, splits: pd.DataFrame, data: DataSettings) -> list[dict[str, Any]]:
@@ -109,6 +114,7 @@ def _leakage(audit: Audit, splits: pd.DataFrame, data: DataSettings) -> list[dic
     severity = {
         "identical": rules.identical,
         "near-identical": rules.near,
+        "overlapping": rules.overlap,
         "adjacent": rules.adjacent,
     }
     return [
@@ -135,12 +141,10 @@ def _pairs(audit: Audit) -> dict[str, list[dict[str, Any]]]:
 
 def _statistics(splits: pd.DataFrame, data: DataSettings) -> list[dict[str, Any]]:
     """The rows of `split_facts` with the published numbers beside them, null where none apply."""
-    expected = data.policy.expected if data.as_expected else None
     rows: list[dict[str, Any]] = json.loads(splits.to_json(orient="records"))
     for row in rows:
         for name in ("tiles", "scenes", "changed_fraction"):
-            published = getattr(expected, name, {})
-            row[f"published_{name}"] = published.get(row["split"])
+            row[f"published_{name}"] = getattr(data.expected, name).get(row["split"])
     return rows
 
 

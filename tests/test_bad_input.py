@@ -309,6 +309,20 @@ def test_dates_on_different_grids(project, crs, transform, part):
     assert "To mend it: " in message
 
 
+def test_a_label_on_another_grid(project):
+    t1, t2 = np.random.default_rng(9).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    label = np.zeros((64, 64), np.uint8)
+    moved = GRID @ Affine.translation(0, 5)
+    for name, pixels, grid in (("A/s1", t1, GRID), ("B/s1", t2, GRID), ("label/s1", label, moved)):
+        replaced(project / "imagery", name, pixels, crs="EPSG:32633", transform=grid)
+    for stage in (download, crop, split):
+        stage.main()
+    status, message = ending(validate.main)
+    assert status == 1
+    assert "scene s1: 5, but expected: A label with a place on earth lies on the grid" in message
+    assert "gdalwarp -r near" in message
+
+
 def test_a_name_that_no_table_could_hold(project):
     name = os.fsencode(project / "imagery/A") + b"/bad\xff.png"
     try:
@@ -409,6 +423,23 @@ def test_a_tile_that_changed_after_the_crop_stops_the_shards(sharded):
     before = content(sharded / "shards")
     assert "the manifest says" in refusal(shard.main)
     assert content(sharded / "shards") == before
+
+
+def test_tiles_of_nodata_alone_are_not_trained_on(project):
+    t1, t2 = np.random.default_rng(9).integers(1, 256, (2, 64, 64, 3), dtype=np.uint8)
+    t1[:32] = 0  # two tiles of each scene
+    for i in range(4):
+        replaced(project / "imagery", f"A/s{i}", t1 + np.uint8(i), nodata=i)
+        replaced(project / "imagery", f"B/s{i}", t2)
+    for stage in (download, crop, split, shard):
+        stage.main()
+    manifest = read_manifest(Path("data/folder/mine/split/manifest.parquet"))
+    counts = manifest["split"].value_counts()
+    shards = {name: TileShards(Path("data/folder/mine/shards") / name) for name in counts.index}
+    assert (shards["train"].manifest["valid_pixels"] > 0).all()
+    assert len(shards["train"]) == counts["train"] // 2
+    assert len(shards["val"]) == counts["val"]
+    assert len(shards["test"]) == counts["test"]
 
 
 def test_a_training_split_without_change(project):

@@ -4,7 +4,7 @@ import pytest
 
 from dsfer.errors import ConfigError
 from dsfer.released import DSFER_NET
-from pipeline.catalog import CATALOG, catalog_entry, load_catalog
+from pipeline.catalog import CATALOG, OWN_DATA, catalog_entry, load_catalog
 from pipeline.frozen import did_you_mean
 
 ENTRY = """\
@@ -19,7 +19,7 @@ mine:
   label_rule: binary255
   tiling: {tile_size: 256, padding: pad}
   split: {default: scenes, policies: {scenes: {method: scenes, ratio: [7, 1, 2]}}}
-  leakage: {identical: fail, near: fail, adjacent: warn}
+  leakage: {identical: fail, near: fail, overlap: fail, adjacent: warn}
   blank_share: 0
   grid_tolerance: 0.5
 """
@@ -42,7 +42,7 @@ def test_published_facts():
     assert (levir.label_rule, whu.label_rule, cdd.label_rule) == (
         "binary255",
         "binary01",
-        "threshold128",
+        "only255",
     )
     assert {archive.name: archive.bytes for archive in levir.release("published").archives} == {
         "train.zip": 1721956862,
@@ -84,6 +84,16 @@ def test_what_was_never_seen_on_the_published_sets_does_not_stop_them():
     for name in ("levir-cd", "whu-cd"):
         leakage = catalog_entry(name).leakage
         assert (leakage.identical, leakage.near) == ("fail", "warn")
+
+
+def test_own_tiles_that_only_look_alike_do_not_stop():
+    for name in OWN_DATA:
+        leakage = catalog_entry(name).leakage
+        assert (leakage.identical, leakage.near) == ("fail", "warn")
+
+
+def test_ground_in_two_splits_stops_own_data():
+    assert {catalog_entry(name).leakage.overlap for name in OWN_DATA} == {"fail"}
 
 
 def test_every_archive_can_be_had_and_names_differ():

@@ -149,6 +149,31 @@ def test_georeferencing_is_kept(tmp_path):
     assert set(scenes["t1_bands"]) == {3}
 
 
+def test_the_place_of_a_label_is_noted_where_it_and_its_images_have_one(tmp_path):
+    placed = scene(tmp_path, 16, 16, suffix=".tif", crs="EPSG:32633", transform=GRID)
+    plain = scene(tmp_path, 16, 16, name="plain")
+    label = made_up(16, 16)[2]
+    labels = {
+        "here": placed.label,
+        "none": plain.label,
+        "moved": write(
+            tmp_path / "moved.tif", label, crs="EPSG:32633",
+            transform=GRID @ Affine.translation(0, 3),
+        ),
+        "other": write(tmp_path / "other.tif", label, crs="EPSG:32634", transform=GRID),
+    }  # fmt: skip
+    scenes = [Scene(name, placed.t1, placed.t2, path) for name, path in labels.items()]
+    scenes.append(Scene("plain", plain.t1, plain.t2, placed.label))
+    cut(scenes, tmp_path / "out")
+    table = pd.read_parquet(tmp_path / "out" / "scenes.parquet").set_index("id")
+    assert table["label_offset"].to_dict() == {
+        "here": 0, "none": 0, "moved": 3, "other": 0, "plain": 0,
+    }  # fmt: skip
+    assert table["label_crs_equal"].to_dict() == {
+        "here": True, "none": True, "moved": True, "other": False, "plain": True,
+    }  # fmt: skip
+
+
 def test_without_georeferencing_there_is_none(tmp_path):
     georeferenced = scene(tmp_path, 16, 16, suffix=".tif", crs="EPSG:32633", transform=GRID)
     plain = scene(tmp_path, 16, 16, name="plain")

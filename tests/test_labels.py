@@ -12,6 +12,7 @@ from dsfer.errors import ConfigError, LabelError
         ("binary01", [0, 1], [0, 1]),
         # JPEG ringing around both ends, as in CDD's labels
         ("threshold128", [0, 3, 127, 128, 249, 255], [0, 0, 0, 1, 1, 1]),
+        ("only255", [0, 3, 127, 128, 254, 255], [0, 0, 0, 0, 0, 1]),
     ],
 )
 def test_each_rule_reads_its_own_values(rule, raw, expected):

@@ -20,7 +20,7 @@ NZTM, UTM = CRS.from_epsg(2193).to_wkt(), CRS.from_epsg(32615).to_wkt()
 def tile(name: str, split: str, **columns: Any) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": name, "scene": "s", "split": split,
-        "row": 0, "col": 0, "size": 8, "pad_rows": 0, "pad_cols": 0,
+        "row": 0, "col": 0, "size": 8, "pad_rows": 0, "pad_cols": 0, "valid_pixels": 64,
         "t1_sha256": f"{name}-1", "t2_sha256": f"{name}-2", "t1_std": 30.0, "t2_std": 30.0,
         "t1_phash": "0" * 16, "t2_phash": "0" * 16, "crs": None, "transform": None,
     }  # fmt: skip
@@ -147,6 +147,22 @@ def test_a_copy_under_another_label_is_found() -> None:
         ]
     )
     assert as_rows(leakage.exact_duplicates(table)) == [("a", "train", "c", "test", "both dates")]
+
+
+@pytest.mark.parametrize(("valid", "expected"), [(31, []), (32, ["c"]), (64, ["c"])])
+def test_tiles_that_are_mostly_padding_are_not_called_alike(
+    valid: int, expected: list[str]
+) -> None:
+    table = pd.DataFrame(
+        [
+            tile("a", "train", valid_pixels=31),
+            tile("b", "train", valid_pixels=64),
+            tile("c", "test", valid_pixels=valid),
+        ]
+    )
+    found = leakage.near_duplicates(table)
+    assert list(found["id_b"]) == expected
+    assert "a" not in list(found["id_a"])
 
 
 def test_an_image_that_returns_at_the_other_date_is_found() -> None:

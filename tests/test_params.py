@@ -127,7 +127,7 @@ def test_wrong_values_are_refused_with_key_value_and_mend(tmp_path, key):
 
 
 RIGHT = {
-    "label_rule": ["binary255", "binary01", "threshold128"],
+    "label_rule": ["binary255", "binary01", "threshold128", "only255"],
     "bands": [[1, 2, 3], [4, 3, 2], [1, 1, 1]],
     "tile_size": [16, 96, 256, 1024],
     "padding": ["pad", "drop"],

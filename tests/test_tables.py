@@ -381,15 +381,16 @@ def test_scenes_no_larger_than_a_block_stay_scenes(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "split", "dependent"),
-    [("levir-cd", None, False), ("cdd", None, True), ("cdd", "fragments", False)],
+    ("dataset", "tiles", "dependent"),
+    [("levir-cd", 2, False), ("levir-cd", 1, True), ("cdd", 1, True)],
 )
 def test_tiles_that_count_as_scenes_are_said_not_to_be_independent(
-    dataset, split, dependent, monkeypatch
+    dataset, tiles, dependent, monkeypatch
 ):
-    changes = {"split": split} if split else {}
-    entries = entries_of("I", [dataset], [0], changes)
-    sheet = compare(entries, monkeypatch, lambda cell: counts(cell, 20))
+    entries = entries_of("I", [dataset], [0, 1], {})
+    sheet = compare(entries, monkeypatch, of_grid(1, tiles, 20))
+    assert "over the 20 scenes of the test split" in sheet.caption
+    assert ("Every scene is a single tile" in sheet.caption) == dependent
     assert ("intervals are too narrow" in sheet.caption) == dependent
 
 

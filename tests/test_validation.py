@@ -27,7 +27,7 @@ from pipeline.validation import render, require_valid, validate, write_result
 
 SIZE, PIXELS = 8, 64
 SCENES = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
-STRICT = Leakage(identical="fail", near="fail", adjacent="fail")
+STRICT = Leakage(identical="fail", near="fail", overlap="fail", adjacent="fail")
 
 
 def manifest() -> pd.DataFrame:
@@ -58,6 +58,7 @@ def manifest() -> pd.DataFrame:
 
 def scene_table() -> pd.DataFrame:
     facts = {"rows": 2 * SIZE, "cols": 2 * SIZE, "grid_offset": 0.25, "crs_equal": True}
+    facts |= {"label_offset": 0.0, "label_crs_equal": True}
     for name, bands in (("t1", 3), ("t2", 3), ("label", 1)):
         facts |= {f"{name}_dtype": "uint8", f"{name}_bands": bands}
     return pd.DataFrame([{"id": scene} | facts for ids in SCENES.values() for scene in ids])
@@ -122,7 +123,7 @@ def test_a_sound_data_set_passes_every_expectation(sound: dict[str, Any]) -> Non
     assert violated(sound) == {}
     assert sound["published"] == "apply"
     assert sound["as_published"] is True
-    assert len(sound["leakage"]) == 9
+    assert len(sound["leakage"]) == 12
     assert not any(row["tiles"] for row in sound["leakage"])
     assert [row["tiles"] for row in sound["splits"]] == [8, 4, 4]
     assert sound["splits"][0]["t1_mean"] == [100.0] * 3
@@ -167,6 +168,12 @@ def blank(tiles: pd.DataFrame, scenes: pd.DataFrame, record: dict[str, Any]) -> 
 def moved(tiles: pd.DataFrame, scenes: pd.DataFrame, record: dict[str, Any]) -> None:
     """The val tiles now lie on the ground of train scene a, and scene c has none."""
     tiles.loc[8:11, "scene"] = "a"
+
+
+def beside(tiles: pd.DataFrame, scenes: pd.DataFrame, record: dict[str, Any]) -> None:
+    """The last test tile now lies to the right of train scene b."""
+    tiles.loc[15, "scene"] = "b"
+    tiles.loc[15, ["col", "scene_cols"]] = [2 * SIZE, 3 * SIZE]
 
 
 def lost(tiles: pd.DataFrame, scenes: pd.DataFrame, record: dict[str, Any]) -> None:
@@ -217,6 +224,7 @@ ROUNDS: list[list[Case]] = [
         (fact(0, "t2_dtype", "float32"), "scenes/t2_dtype", "a", "float32"),
         (fact(1, "t1_bands", 1), "scenes/t1_bands", "b", "1"),
         (fact(2, "grid_offset", 0.75), "scenes/grid_offset", "c", "0.75"),
+        (fact(2, "label_crs_equal", False), "scenes/label_crs_equal", "c", "no"),
         (fact(3, "id", "a"), "scenes/unique-id", "a", "a"),
     ],
     [
@@ -227,6 +235,7 @@ ROUNDS: list[list[Case]] = [
             "tiles/identical_to", ID[12], f"{ID[0]} in train (one date)",
         ),
         (fact(1, "grid_offset", float("inf")), "scenes/grid_offset", "b", "inf"),
+        (fact(2, "label_offset", 3.0), "scenes/label_offset", "c", "3"),
         (lost, "splits/tiles", "val", "0"),
         (lost, "splits/tiles-val", "val", "0"),
         (lost, "splits/scenes-train", "train", "3"),
@@ -236,7 +245,8 @@ ROUNDS: list[list[Case]] = [
         (cell(1, "label_sha256", "12ab"), "tiles/amiss", ID[1], "label_sha256 is '12ab'"),
         (cell(2, "label_values", None), "tiles/amiss", ID[2], "label_values is missing"),
         (cell(3, "size", "eight"), "tiles/amiss", ID[3], "size is 'eight'"),
-        (moved, "tiles/adjacent_to", ID[8], f"{ID[0]} in train (100.0% shared)"),
+        (moved, "tiles/overlaps_with", ID[8], f"{ID[0]} in train (100.0% shared)"),
+        (beside, "tiles/adjacent_to", ID[15], f"{ID[5]} in train (touching)"),
         (moved, "scenes/tiles", "c", "0"),
         (no_change, "splits/changed_pixels", "val", "0"),
         (fact(3, "id", "e"), "tiles/scene", ID[12], "d"),
@@ -292,10 +302,11 @@ def test_a_failure_stops_with_tile_value_mend_and_page(rounds: list[dict[str, An
 def test_a_declared_warning_does_not_stop(caplog: pytest.LogCaptureFixture) -> None:
     tiles = manifest()
     copied(0, 12, "t1_sha256", "t2_sha256", "t1_phash", "t2_phash", "scene")(tiles, None, None)  # type: ignore[arg-type]
-    settings = declared(Expected(), Leakage(identical="warn", near="fail", adjacent="warn"))
+    lenient = Leakage(identical="warn", near="fail", overlap="warn", adjacent="fail")
+    settings = declared(Expected(), lenient)
     result = validate(tiles, scene_table(), split_record(), settings, "folder/toy")
     assert result["status"] == "warn"
-    assert {"tiles/identical_to", "tiles/adjacent_to"} <= set(violated(result))
+    assert set(violated(result)) == {"tiles/identical_to", "tiles/overlaps_with"}
     assert result["published"] == "none"
     with caplog.at_level(logging.WARNING):
         require_valid(result, Path("m"), Path("p"))
@@ -303,7 +314,8 @@ def test_a_declared_warning_does_not_stop(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_what_is_identical_may_fail_where_what_looks_alike_only_warns() -> None:
-    settings = declared(Expected(), Leakage(identical="fail", near="warn", adjacent="warn"))
+    mixed = Leakage(identical="fail", near="warn", overlap="fail", adjacent="warn")
+    settings = declared(Expected(), mixed)
     tiles = manifest()
     copied(5, 13, "t1_phash", "t2_phash")(tiles, None, None)  # type: ignore[arg-type]
     result = validate(tiles, scene_table(), split_record(), settings, "folder/toy")
@@ -311,11 +323,20 @@ def test_what_is_identical_may_fail_where_what_looks_alike_only_warns() -> None:
         "tiles/near_duplicate_of": "warn"
     }
     assert {row["audit"]: row["severity"] for row in result["leakage"]} == {
-        "identical": "fail", "near-identical": "warn", "adjacent": "warn",
+        "identical": "fail", "near-identical": "warn", "overlapping": "fail", "adjacent": "warn",
     }  # fmt: skip
     copied(0, 12, "t1_sha256")(tiles, None, None)  # type: ignore[arg-type]
     result = validate(tiles, scene_table(), split_record(), settings, "folder/toy")
     assert violated(result)["tiles/identical_to"]["status"] == "fail"
+
+
+def test_tiles_of_nodata_alone_are_not_blank() -> None:
+    tiles = manifest()
+    numbers = ["valid_pixels", "changed_pixels", "changed_fraction", "t1_std", "t2_std"]
+    tiles.loc[[6, 14], numbers] = 0
+    result = validate(tiles, scene_table(), split_record(), declared(), "folder/toy")
+    assert violated(result) == {}
+    assert [row["blank_tiles"] for row in result["splits"]] == [0, 0, 0]
 
 
 def test_leaks_are_counted_per_pair_of_splits(rounds: list[dict[str, Any]]) -> None:
@@ -333,6 +354,15 @@ def test_published_numbers_apply_only_to_the_published_preparation() -> None:
         {"tile_size": 16}, {"padding": "drop"}, {"split_ratio": (1.0, 1.0, 1.0)},
     ):  # fmt: skip
         assert not [rule for rule in split_rules(declared(**change)) if rule.only]
+
+
+def test_changed_fractions_belong_to_one_label_rule_and_counts_to_all() -> None:
+    other = declared(label_rule="threshold128")
+    assert {rule.key for rule in split_rules(declared())} - {
+        rule.key for rule in split_rules(other)
+    } == {"changed_fraction-train", "changed_fraction-test"}
+    train = validate(manifest(), scene_table(), split_record(), other, "toy")["splits"][0]
+    assert (train["published_tiles"], train["published_changed_fraction"]) == (8, None)
 
 
 @pytest.mark.parametrize(
@@ -361,6 +391,15 @@ def test_published_figures_belong_to_the_published_data_only(change: dict[str, A
         manifest(), scene_table(), split_record(), declared(entry=entry, **change), "toy"
     )
     assert validated["as_published"] is False
+
+
+def test_the_place_of_labels_stops_own_data_and_warns_of_published_sets() -> None:
+    def severities(data: DataSettings) -> set[str]:
+        return {rule.severity for rule in scene_rules(data) if rule.key.startswith("label_o")}
+
+    whu = catalog_entry("whu-cd")
+    assert severities(declared()) == {"fail"}
+    assert severities(declared(entry=whu, split=whu.split.default)) == {"warn"}
 
 
 def test_bands_that_are_read_must_exist() -> None:

@@ -37,6 +37,8 @@ LABEL_RULES = {
     "threshold128": LabelRule(
         "128 and above changed, any value allowed", frozenset(range(256)), 128, 255
     ),
+    # Last: where values fit no other rule, `threshold128` is the likelier meaning.
+    "only255": LabelRule("255 alone changed, any value allowed", frozenset(range(256)), 255, 255),
 }
 
 

@@ -35,6 +35,9 @@ FLAT_STD = 1.0
 TOUCH_PIXELS = 0.5
 """Gap, in pixels, up to which two tiles count as touching (grids may be off by a fraction)."""
 
+OVERLAP_SHARE = 0.01
+"""Share of a tile's ground above which it overlaps another; below, grids are off by a fraction."""
+
 PAIR = ["id_a", "split_a", "id_b", "split_b"]
 _CHUNK = 512
 
@@ -62,13 +65,16 @@ def near_duplicates(table: pd.DataFrame, max_distance: int = NEAR_DISTANCE) -> p
 
     Returns:
         Columns id_a, split_a (the earlier split), id_b, split_b and `distance` in bits, to the
-        nearest tile (the first of equals). Tiles that are flat on either date are left out.
+        nearest tile (the first of equals). Tiles that are flat on either date are left out, and
+        those of which less than half is valid.
 
     Raises:
         DataError: a hash is not 16 hex digits.
     """
     contrast = (table["t1_std"] > FLAT_STD) & (table["t2_std"] > FLAT_STD)
-    pairs = [_nearest(*groups, max_distance) for groups in _split_pairs(table[contrast])]
+    # Hashes see the padding, too: narrow tiles at the borders of scenes are all alike to them.
+    filled = 2 * table["valid_pixels"] >= table["size"] ** 2
+    pairs = [_nearest(*groups, max_distance) for groups in _split_pairs(table[contrast & filled])]
     return _joined(pairs, "distance")
 
 

@@ -152,6 +152,13 @@ def inspect_scene(scene: Scene, bands: Bands | None) -> SceneFacts:
         for name, dataset in zip(_MEMBERS, (t1, t2, label), strict=True):
             row |= _facts(name, dataset)
         row |= {"grid_offset": grid_offset(t1, t2), "crs_equal": t1.crs == t2.crs}
+        # A label drawn on an image, as a PNG, lies where the image does; so does any on images that
+        # have no place themselves.
+        placed = has_place(t1) and has_place(label)
+        row |= {
+            "label_offset": grid_offset(t1, label) if placed else 0.0,
+            "label_crs_equal": t1.crs == label.crs if placed else True,
+        }
         return SceneFacts(
             scene=scene,
             rows=t1.height,

@@ -28,9 +28,12 @@ def write(settings: Settings, spread: Spread) -> None:
     measured = data_statistics(manifest[manifest["split"] == "train"])
     statistics = published_statistics(settings.data, measured)
     for split in SPLITS:
+        rows = manifest[manifest["split"] == split]
+        if split == "train":  # nodata alone teaches nothing
+            rows = rows[rows["valid_pixels"] > 0]
         write_shards(
             settings.folder / "tiles",
-            manifest[manifest["split"] == split],
+            rows,
             settings.folder / "shards" / split,
             split=split,
             split_hash=split_hash,
