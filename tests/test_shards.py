@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from dsfer.data.shards import Statistics, TileShards, data_statistics, write_sha
 from dsfer.data.tars import npy_bytes, tar_members, write_tar
 from dsfer.data.workers import Processes
 from dsfer.errors import DataError, ShardError
+from tests.test_crop import elsewhere
 
 SIDE = 8
 STATISTICS = Statistics((10.0, 20.0, 30.0), (1.0, 2.0, 3.0), (0.9, 0.1))
@@ -54,10 +56,10 @@ def shards(tiles, tmp_path):
     return out
 
 
-def write(folder, manifest, out):
+def write(folder, manifest, out, spread=None):
     write_shards(
         folder, manifest, out, split="train", split_hash="0123456789ab", statistics=STATISTICS,
-        spread=Processes(1), tiles_per_shard=3,
+        spread=spread or Processes(1), tiles_per_shard=3,
     )  # fmt: skip
 
 
@@ -181,6 +183,25 @@ def damage(path: Path, offset: int):
     data[offset] ^= 1
     path.chmod(0o644)
     path.write_bytes(data)
+
+
+def cut_short(function, items, **_how):
+    """A `Spread` of which this machine sees less than was written."""
+    for item in items:
+        yield function(item)
+        os.truncate(item[-1], 2000)
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "here, cut short"])
+def test_shards_that_do_not_arrive_are_missed(tiles, shards, tmp_path, where):
+    (tmp_path / "other").mkdir()
+    spread = elsewhere(tmp_path / "other") if where == "elsewhere" else cut_short
+    before = content(shards)
+    with pytest.raises(
+        DataError, match=r"train/shard-000000\.tar: a worker wrote it where .* share"
+    ):
+        write(*tiles, shards, spread)
+    assert content(shards) == before
 
 
 @pytest.mark.parametrize("offset", [0, 700, -1])

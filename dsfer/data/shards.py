@@ -21,7 +21,7 @@ from dsfer.data.manifest import read_manifest, write_manifest
 from dsfer.data.shard_cache import ShardCache
 from dsfer.data.shard_index import REWRITE, SCHEMA, ShardEntry, ShardIndex, read_index, write_index
 from dsfer.data.tars import MEMBERS, Pixels, npy_header, tar_members, write_tar
-from dsfer.data.workers import Spread
+from dsfer.data.workers import Spread, check_written
 from dsfer.errors import DataError, ShardError, StoreError
 from dsfer.files import atomic_folder, atomic_object, remove_temporary, sha256_file
 from dsfer.paths import AnyPath, location, upload
@@ -107,7 +107,7 @@ def write_shards(
 
     Raises:
         ShardError: a tar of the crop stage is missing or damaged, or disagrees with the manifest.
-        DataError: there is no row.
+        DataError: there is no row, or a worker does not share `out`.
         StoreError: the object store does not answer, or refuses.
     """
     if rows.empty:
@@ -128,6 +128,9 @@ def write_shards(
             for number, start in enumerate(starts)
         ]
         shards = tuple(spread(_write_shard, work, preload=["webdataset.writer"]))
+        if isinstance(home, Path):  # a store has what it did not refuse
+            for shard in shards:
+                check_written(home / shard.file, shard.bytes)
         remove_temporary(folder)
         index = folder / "index.json"
         write_index(
