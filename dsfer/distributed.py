@@ -36,6 +36,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_share() -> slice:
+    """What this process takes of work that all processes of its machine share, one item in turn."""
+    return slice(local_rank(), None, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def rank() -> int:
     """Number of this process; 0 writes what is written."""
     return dist.get_rank() if dist.is_initialized() else 0

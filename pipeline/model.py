@@ -23,7 +23,7 @@ NORMALISATIONS = {"signed": SIGNED, "per-image": STANDARDISED, "imagenet": IMAGE
 """Those of the recipes that do not depend on the data set."""
 
 
-def open_shards(settings: Settings, split: str, *, verify: bool = True) -> TileShards:
+def open_shards(settings: Settings, split: str, *, verify: bool | slice = True) -> TileShards:
     """The shards of a split, wherever `shards` in params.yaml keeps them."""
     folder = settings.folder / "shards" / split
     return TileShards(folder, store=settings.shard_store, verify=verify)

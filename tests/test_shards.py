@@ -15,6 +15,7 @@ from dsfer.data.manifest import COLUMNS
 from dsfer.data.shards import Statistics, TileShards, data_statistics, write_shards
 from dsfer.data.tars import npy_bytes, tar_members, write_tar
 from dsfer.data.workers import Processes
+from dsfer.distributed import local_share
 from dsfer.errors import DataError, ShardError
 from tests.test_crop import elsewhere
 
@@ -209,6 +210,17 @@ def test_a_flipped_byte(shards, offset):
     damage(shards / "shard-000001.tar", offset)
     with pytest.raises(ShardError, match=r"shard-000001\.tar: has SHA-256 .* To mend it: run the"):
         TileShards(shards)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_processes_of_a_machine_share_the_hashing(shards, monkeypatch, number):
+    damage(shards / f"shard-00000{number}.tar", 700)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", str((number + 1) % 2))
+    TileShards(shards, verify=local_share())
+    monkeypatch.setenv("LOCAL_RANK", str(number % 2))
+    with pytest.raises(ShardError, match=rf"shard-00000{number}\.tar: has SHA-256"):
+        TileShards(shards, verify=local_share())
 
 
 def test_a_missing_shard(shards):
