@@ -75,13 +75,19 @@ def joined(device: torch.device) -> Iterator[None]:
         if not _is_lost_contact(error):
             raise
         raise TrainingError(
-            f"lost contact with the other processes ({first_line(error)})",
+            f"lost contact with the other processes ({_reason(error)})",
             mend="see what ended them, then start again: training goes on where it was last saved",
         ) from error
 
 
 def _is_lost_contact(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+def _reason(error: RuntimeError) -> str:
+    """What torch says first, and the cause, which NCCL tells last if it knows one."""
+    cause = str(error).partition("Last error:")[2].strip().partition("\n")[0]
+    return f"{first_line(error)}: {cause}" if cause else first_line(error)
 
 
 def _end_with_launcher() -> None:

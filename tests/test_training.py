@@ -190,9 +190,18 @@ def test_a_lost_loss_stops_the_run_and_keeps_the_last_good_state(tmp_path):
     assert load_checkpoint(tmp_path / "last.pt", "run")["step"] == 4
 
 
-def test_running_out_of_gpu_memory_names_a_smaller_batch(tmp_path):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    ],
+)
+def test_running_out_of_gpu_memory_names_a_smaller_batch(tmp_path, error):
     def too_much(*batch):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        raise error
 
     run = trainer(tmp_path)
     run._train_step = too_much
@@ -228,7 +237,7 @@ def test_a_missing_compiler_is_named(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", UNCOMPILED, str(tmp_path)],
         env=os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
-        capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
     )  # fmt: skip
     (said,) = done.stdout.splitlines()
     assert re.fullmatch(
