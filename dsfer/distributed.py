@@ -36,6 +36,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_share() -> slice:
+    """What this process takes of work that all processes of its machine share, one item in turn."""
+    return slice(local_rank(), None, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def rank() -> int:
     """Number of this process; 0 writes what is written."""
     return dist.get_rank() if dist.is_initialized() else 0
@@ -70,13 +75,19 @@ def joined(device: torch.device) -> Iterator[None]:
         if not _is_lost_contact(error):
             raise
         raise TrainingError(
-            f"lost contact with the other processes ({first_line(error)})",
+            f"lost contact with the other processes ({_reason(error)})",
             mend="see what ended them, then start again: training goes on where it was last saved",
         ) from error
 
 
 def _is_lost_contact(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+def _reason(error: RuntimeError) -> str:
+    """What torch says first, and the cause, which NCCL tells last if it knows one."""
+    cause = str(error).partition("Last error:")[2].strip().partition("\n")[0]
+    return f"{first_line(error)}: {cause}" if cause else first_line(error)
 
 
 def _end_with_launcher() -> None:

@@ -8,6 +8,9 @@ import torch
 from dsfer.distributed import world_size
 from dsfer.errors import DeviceMemoryError
 
+_SIGNS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+"""What errors say that CUDA's libraries, which allocate past torch, come with."""
+
 
 @contextmanager
 def enough_memory(batch_size: int) -> Iterator[None]:
@@ -21,7 +24,9 @@ def enough_memory(batch_size: int) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
         share = batch_size // world_size()
         smaller = (
             f"try batch_size: {share // 2 * world_size()}"
@@ -33,3 +38,8 @@ def enough_memory(batch_size: int) -> Iterator[None]:
             where="batch_size",
             mend=smaller,
         ) from error
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether that is what happened, to torch or to a library of CUDA that allocates past it."""
+    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in _SIGNS)

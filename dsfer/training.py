@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,6 +162,23 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int(drawn))
 
 
+@contextmanager
+def _named_compiler() -> Iterator[None]:
+    """Say that it is torch.compile which fails: it compiles when a step first needs it."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+        if not isinstance(error, TorchDynamoException):
+            raise
+        raise TrainingError(
+            f"torch.compile failed: {first_line(error)}",
+            where="compile",
+            mend="set compile: false, or install a C compiler if that is what is missing",
+        ) from error
+
+
 class Trainer:
     """One run: the network, its optimiser, its data, and where it saves its state.
 
@@ -180,7 +198,7 @@ class Trainer:
         ConfigError: the batch does not divide by the number of processes, or they were started
             for different runs.
         CheckpointError: the checkpoint is damaged or of another run.
-        TrainingError: the device has too little memory.
+        DeviceMemoryError: the GPU has too little memory.
     """
 
     def __init__(
@@ -256,8 +274,9 @@ class Trainer:
                 Interrupted in all of them, after the same step.
 
         Raises:
-            TrainingError: the loss is not finite, or the device ran out of memory. The last good
-                state stays on disk.
+            TrainingError: the loss is not finite, or torch.compile fails. The last good state stays
+                on disk.
+            DeviceMemoryError: the GPU has too little memory.
             Interrupted: `stop` said so.
         """
         for record in self.history:
@@ -277,7 +296,8 @@ class Trainer:
         )
         with progress:
             for batch in self._batches():
-                self.running += self._train_step(*batch)
+                with _named_compiler():
+                    self.running += self._train_step(*batch)
                 self.step += 1
                 self.since_record += 1
                 progress.update()

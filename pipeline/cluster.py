@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dsfer.data.workers import Processes, Spread, usable_cpus
-from dsfer.errors import ConfigError, DataError, DsferError
+from dsfer.errors import ConfigError, DataError, DsferError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ def spread_out(cluster: int | str | None, name: str, work: Callable[[Spread], ob
         work: does it all, given where to do it.
 
     Raises:
-        ConfigError: no Prefect server is known, or no scheduler answers at the address.
+        ConfigError: no Prefect server is known, or it does not answer; no scheduler answers at the
+            address; or a worker has several threads.
         DataError: a chunk killed one worker after the other.
     """
     if cluster is None:
@@ -60,16 +61,27 @@ def spread_out(cluster: int | str | None, name: str, work: Callable[[Spread], ob
         return
     # These take seconds to import.
     from prefect import flow
+    from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
     from prefect_dask.task_runners import DaskTaskRunner
 
+    mend = (
+        "start one (`make up`) and set PREFECT_API_URL as it says; or set cluster to null, which "
+        "uses the cores of this machine"
+    )
     if not PREFECT_API_URL.value():
         raise ConfigError(
             f"{cluster!r} needs a Prefect server, and PREFECT_API_URL names none",
             where="params.yaml, cluster",
-            mend="start one (`make up`) and set PREFECT_API_URL as it says; or set cluster to "
-            "null, which uses the cores of this machine",
+            mend=mend,
         )
+    with get_client(sync_client=True) as client:
+        if problem := client.api_healthcheck():
+            raise ConfigError(
+                f"no Prefect server answers at {PREFECT_API_URL.value()} ({first_line(problem)})",
+                where="PREFECT_API_URL",
+                mend=mend,
+            ) from problem
     # The pages of Prefect have it all; the terminal gets what the stage says, and warnings.
     logging.getLogger("prefect").propagate = False
     logging.getLogger("distributed").setLevel(logging.WARNING)
@@ -180,6 +192,15 @@ def _apply(
     function: Callable[[T], R], items: Sequence[T], folder: Path, versions: dict[str, str]
 ) -> list[R]:
     """Do a chunk on a worker, in the folder that paths count from."""
+    from distributed import get_worker
+
+    # Workers may join at any time, so that it is only here that all are known.
+    if (threads := get_worker().state.nthreads) > 1:
+        raise ConfigError(
+            f"a worker has {threads} threads, which would change each other's current folder",
+            where="params.yaml, cluster",
+            mend="start workers with `dask worker --nthreads 1`, and more of them by `--nworkers`",
+        )
     ours = _versions()
     if wrong := [name for name in versions if ours[name] != versions[name]]:
         raise DataError(

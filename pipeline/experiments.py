@@ -82,6 +82,7 @@ def run_queued(
                     f"its workers died {STARTS} times; {len(left)} experiments are left",
                     where="DVC's queue", mend=f"see {WORKERS}/*.out, then start the same again",
                 )  # fmt: skip
+            _end_idle_workers(stopped)
             with project_workspace(Path(), "a sweep"):
                 check()
                 _enqueue(left, stopped, target)
@@ -157,6 +158,34 @@ def _forget(queue: LocalCeleryQueue, names: Collection[str]) -> None:
     for _ in range(2):
         status = _statuses(queue, names)
         queue.remove([name for name in status if status[name] != "Running"])
+
+
+def _end_idle_workers(stopped: Callable[[], bool]) -> None:
+    """End workers that have nothing to do, and wait until they are gone.
+
+    A worker outlives the queue by many seconds. It would run new experiments in the environment
+    that it was started in: on the GPUs that CUDA_VISIBLE_DEVICES named then. Workers of which
+    somebody's experiments are run, or wait to be, go on.
+    """
+    if not _has_worker():
+        return
+    with Repo() as repo:
+        queue = repo.experiments.celery_queue
+        if any(queue.iter_active()) or any(queue.iter_queued()):
+            print(
+                "workers of DVC's queue are at other work: experiments that they take run in the "
+                "environment that these workers were started in",
+                flush=True,
+            )
+            return
+        queue.shutdown()
+        if not _comes_true(lambda: stopped() or not _has_worker(), START_LIMIT):
+            raise QueueError(
+                "an idle worker does not end",
+                where="DVC's queue",
+                mend=f"end it, see {WORKERS}/*.json",
+            )
+        queue.celery.clean()  # what dead ones were told must not reach those that get their names
 
 
 def _start_workers(jobs: int, stopped: Callable[[], bool]) -> None:

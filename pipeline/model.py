@@ -23,7 +23,7 @@ NORMALISATIONS = {"signed": SIGNED, "per-image": STANDARDISED, "imagenet": IMAGE
 """Those of the recipes that do not depend on the data set."""
 
 
-def open_shards(settings: Settings, split: str, *, verify: bool = True) -> TileShards:
+def open_shards(settings: Settings, split: str, *, verify: bool | slice = True) -> TileShards:
     """The shards of a split, wherever `shards` in params.yaml keeps them."""
     folder = settings.folder / "shards" / split
     return TileShards(folder, store=settings.shard_store, verify=verify)
@@ -87,13 +87,23 @@ def build_training(settings: Settings, train: TileShards, device: torch.device) 
         ema=recipe.ema,
         validate_every=recipe.validate_every,
         seed=params.seed,
-        compile=device.type == "cuda" if params.compile is None else params.compile,
+        compile=is_compiled(settings, device),
         in_memory=params.in_memory,
         workers=params.workers,
         optimiser=recipe.optimiser,
         momentum=recipe.momentum,
         hold=round(recipe.hold * recipe.schedule_iterations),
     )
+
+
+def is_compiled(settings: Settings, device: torch.device) -> bool:
+    """Whether the network is trained through torch.compile: by default on one GPU."""
+    if settings.params.compile is not None:
+        return settings.params.compile
+    if device.type == "cuda" and world_size() > 1:
+        log.info("compile: false, since %d processes train together", world_size())
+        return False
+    return device.type == "cuda"
 
 
 def class_weights(settings: Settings, train: TileShards) -> tuple[float, float]:

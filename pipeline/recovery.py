@@ -61,6 +61,8 @@ def recover(root: Path) -> None:
     - What `dvc exp run` and `dvc exp save` keep in git while they are at work is removed, since it
       stops the next one; and the branch that they have left for that time is the current one again.
 
+    Processes of other machines, which may share the folder, are not seen: DVC notes a number alone.
+
     Args:
         root: folder of `dvc.yaml`.
 

@@ -129,6 +129,16 @@ def test_workers_with_other_libraries_are_refused(monkeypatch, scheduler):
         spread_out(scheduler, "versions", lambda spread: list(spread(abs, [1])))
 
 
+def test_workers_with_several_threads_are_refused(server):
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0", env=cluster.QUIET
+        ) as started,
+        pytest.raises(ConfigError, match=r"a worker has 2 threads, .* `dask worker --nthreads 1`"),
+    ):
+        spread_out(started.scheduler_address, "threads", lambda spread: list(spread(abs, [1])))
+
+
 def test_a_cluster_that_is_not_there(monkeypatch, server):
     monkeypatch.setattr(cluster, "PATIENCE", 0.2)
     with pytest.raises(ConfigError, match=r"params\.yaml, cluster: no Dask scheduler answers at"):
@@ -141,6 +151,14 @@ def test_a_prefect_server_is_needed():
         pytest.raises(ConfigError, match="2 needs a Prefect server"),
     ):
         spread_out(2, "alone", lambda spread: None)
+
+
+def test_a_prefect_server_that_is_down_is_named():
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}),
+        pytest.raises(ConfigError, match=r"answers at http://127\.0\.0\.1:1/api .*`make up`"),
+    ):
+        spread_out(2, "down", lambda spread: None)
 
 
 def test_processes_of_this_machine_are_the_default():

@@ -405,3 +405,27 @@ def test_a_failed_crop_leaves_the_former_result(tmp_path):
     with pytest.raises(LabelError):
         cut([pair], tmp_path / "out", rule="binary01")
     assert content(tmp_path / "out") == before
+
+
+def elsewhere(folder):
+    """A `Spread` over machines that write into a folder of their own instead of the shared one."""
+
+    def spread(function, items, **_how):
+        for *given, path in items:
+            yield function((*given, folder / path.name))
+
+    return spread
+
+
+def test_tars_that_a_worker_wrote_to_its_own_disk_are_missed(tmp_path):
+    pair = scene(tmp_path, 16, 16)
+    cut([pair], tmp_path / "out")
+    before = content(tmp_path / "out")
+    facts = tiles.inspect_scenes([pair], None, spread=Processes(1))
+    (piece,) = crop._plan(facts, [(1, 1)])
+    units = [crop.CropUnit(tuple(piece), 16, "pad", "binary255", None)]
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match=r"out/tiles-000000\.tar: a worker wrote it where .* share"):
+        tiles.write_tiles(tmp_path / "out", units, facts, spread=elsewhere(tmp_path / "other"))
+    assert [tar.name for tar in (tmp_path / "other").iterdir()] == ["tiles-000000.tar"]
+    assert content(tmp_path / "out") == before

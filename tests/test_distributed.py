@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -19,13 +20,13 @@ from hypothesis import strategies as st
 from torch.distributed.run import main as torchrun
 
 import dsfer
-from dsfer import signals
+from dsfer import distributed, signals
 from dsfer.checkpoint import load_checkpoint
 from dsfer.console import run
 from dsfer.data.batches import sample_order
 from dsfer.devices import check_gpus, choose_device
 from dsfer.distributed import check_share, rank
-from dsfer.errors import ConfigError, DataError
+from dsfer.errors import ConfigError, DataError, TrainingError
 from dsfer.launcher import _first_report, launch
 from dsfer.losses import ChangeLoss
 from dsfer.metrics import COUNTS, total_counts
@@ -212,6 +213,25 @@ def test_a_rank_that_loses_another_says_so_and_ends(tmp_path):
     assert said.startswith("error: lost contact with the other processes (")
     assert "training goes on where it was last saved" in said
     assert load_checkpoint(tmp_path / "last.pt", "run")["step"] == 4
+
+
+def test_the_cause_that_nccl_tells_last_is_kept(monkeypatch):
+    said = (
+        "NCCL error in: NCCLUtils.cpp:77, unhandled cuda error, NCCL version 2.26.2\n"
+        "ncclUnhandledCudaError: Call to CUDA function failed.\n"
+        "Last error:\nCuda failure 2 'out of memory'"
+    )
+    monkeypatch.setattr(distributed, "launched", lambda: True)
+    monkeypatch.setattr(distributed, "_end_with_launcher", lambda: None)
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", Mock(side_effect=torch.distributed.DistError(said))
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(TrainingError, match=r"unhandled cuda error, .*: Cuda failure 2 'out of mem"),
+        distributed.joined(torch.device("cpu")),
+    ):
+        pass
 
 
 def lose_the_loss(folder: Path) -> None:

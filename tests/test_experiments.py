@@ -1,12 +1,14 @@
 """DVC's queue for real, in a project of one stage that fails at will."""
 
+import subprocess
 import sys
 
 import pytest
 from dvc.repo import Repo
 
 from pipeline.experiments import WORKERS, failure, finished, run_queued
-from tests.project import commit, dvc, environment, run
+from tests.project import command, commit, dvc, environment, run
+from tests.waiting import wait_for
 
 STAGES = f"""\
 stages:
@@ -18,11 +20,15 @@ stages:
 """
 
 MEASURE = """\
-import pathlib, sys
+import os, pathlib, sys, time
 
 amount, here = pathlib.Path("params.yaml").read_text(), pathlib.Path({folder!r})
 with (here / "tries").open("a") as tries:
     tries.write(amount)
+with (here / "gpus").open("a") as gpus:
+    print(os.environ.get("CUDA_VISIBLE_DEVICES"), file=gpus)
+while "5" in amount and not (here / "end").exists():
+    time.sleep(0.1)
 if "2" in amount and not (here / "room").exists():
     sys.exit("error: disk: no room. To mend it: make some.")
 pathlib.Path("metrics.json").write_text("{{}}")
@@ -82,3 +88,27 @@ def test_what_a_worker_took_and_never_began_is_run(project, tmp_path):
     run_queued({"lost": {"amount": 1}}, 1, stopped=lambda: False, check=lambda: None)
     assert (tmp_path / "tries").read_text() == "amount: 1\n"
     assert finished().keys() == {"lost"}
+
+
+def test_a_sweep_right_after_another_runs_in_its_own_environment(project, tmp_path, monkeypatch):
+    for gpu, amount in (("0", 3), ("1", 4)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpu)
+        names = {f"on{gpu}": {"amount": amount}}
+        run_queued(names, 1, stopped=lambda: False, check=lambda: None)
+    assert (tmp_path / "gpus").read_text().split() == ["0", "1"]
+    assert finished().keys() == {"on0", "on1"}
+
+
+def test_what_somebody_else_has_started_goes_on(project, tmp_path, capfd):
+    with Repo() as repo:
+        repo.experiments.run(params=["amount=5"], name="theirs", queue=True)
+    start = command("queue", "start")
+    subprocess.run(start, stdout=subprocess.DEVNULL, check=True)  # workers keep what they inherit
+    try:
+        wait_for((tmp_path / "tries").exists)
+        run_queued({"ours": {"amount": 1}}, 2, stopped=lambda: False, check=lambda: None)
+        assert finished().keys() == {"ours"}
+        assert "at other work" in capfd.readouterr().out
+    finally:
+        (tmp_path / "end").touch()
+    wait_for(lambda: finished().keys() == {"ours", "theirs"})

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from dsfer.errors import ConfigError
 from dsfer.models import MODELS, Method
+from pipeline import model as networks
 from pipeline import params as module
 from pipeline.params import load_params, main, resolve
 
@@ -517,3 +519,20 @@ def test_the_command_prints_every_value_and_its_source(tmp_path, monkeypatch, ca
     assert rows["source"] == ("/data/[old] port", "params.yaml")
     assert rows["bands"] == ("null", "catalog")
     assert rows["compile"] == ("null", "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "processes", "compiled"),
+    [
+        (None, "cuda", 1, True), (None, "cuda", 2, False), (None, "cpu", 1, False),
+        (True, "cuda", 2, True), (True, "cpu", 1, True), (False, "cuda", 1, False),
+    ],
+)  # fmt: skip
+def test_one_gpu_compiles_unless_told_otherwise(
+    tmp_path, monkeypatch, caplog, given, device, processes, compiled
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(networks, "world_size", lambda: processes)
+    assert networks.is_compiled(settings(tmp_path, compile=given), torch.device(device)) == compiled
+    told = "compile: false, since 2 processes train together" in caplog.text
+    assert told == (given is None and processes == 2)

@@ -159,6 +159,15 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(published, url, cache, fet
     assert "removed, to be fetched again" in caplog.text
 
 
+def test_processes_that_share_the_hashing_take_a_part_of_the_cache_each(published, url, cache):
+    assert_all_right(TileShards(published, store=url, cache=cache))
+    for file in kept(cache):
+        damage(file, 700)
+    TileShards(published, store=url, cache=cache, verify=slice(1, None, 2))
+    first, _, last = json.loads((published / "index.json").read_text())["shards"]
+    assert {file.stem for file in kept(cache)} == {first["sha256"], last["sha256"]}
+
+
 def test_a_damaged_object_is_named_with_both_hashes(published, url, cache):
     shard = home(published, url) / "shard-000001.tar"
     content = bytearray(shard.read_bytes())

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -14,7 +15,9 @@ from dsfer.data.manifest import COLUMNS
 from dsfer.data.shards import Statistics, TileShards, data_statistics, write_shards
 from dsfer.data.tars import npy_bytes, tar_members, write_tar
 from dsfer.data.workers import Processes
+from dsfer.distributed import local_share
 from dsfer.errors import DataError, ShardError
+from tests.test_crop import elsewhere
 
 SIDE = 8
 STATISTICS = Statistics((10.0, 20.0, 30.0), (1.0, 2.0, 3.0), (0.9, 0.1))
@@ -54,10 +57,10 @@ def shards(tiles, tmp_path):
     return out
 
 
-def write(folder, manifest, out):
+def write(folder, manifest, out, spread=None):
     write_shards(
         folder, manifest, out, split="train", split_hash="0123456789ab", statistics=STATISTICS,
-        spread=Processes(1), tiles_per_shard=3,
+        spread=spread or Processes(1), tiles_per_shard=3,
     )  # fmt: skip
 
 
@@ -183,11 +186,41 @@ def damage(path: Path, offset: int):
     path.write_bytes(data)
 
 
+def cut_short(function, items, **_how):
+    """A `Spread` of which this machine sees less than was written."""
+    for item in items:
+        yield function(item)
+        os.truncate(item[-1], 2000)
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "here, cut short"])
+def test_shards_that_do_not_arrive_are_missed(tiles, shards, tmp_path, where):
+    (tmp_path / "other").mkdir()
+    spread = elsewhere(tmp_path / "other") if where == "elsewhere" else cut_short
+    before = content(shards)
+    with pytest.raises(
+        DataError, match=r"train/shard-000000\.tar: a worker wrote it where .* share"
+    ):
+        write(*tiles, shards, spread)
+    assert content(shards) == before
+
+
 @pytest.mark.parametrize("offset", [0, 700, -1])
 def test_a_flipped_byte(shards, offset):
     damage(shards / "shard-000001.tar", offset)
     with pytest.raises(ShardError, match=r"shard-000001\.tar: has SHA-256 .* To mend it: run the"):
         TileShards(shards)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_processes_of_a_machine_share_the_hashing(shards, monkeypatch, number):
+    damage(shards / f"shard-00000{number}.tar", 700)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", str((number + 1) % 2))
+    TileShards(shards, verify=local_share())
+    monkeypatch.setenv("LOCAL_RANK", str(number % 2))
+    with pytest.raises(ShardError, match=rf"shard-00000{number}\.tar: has SHA-256"):
+        TileShards(shards, verify=local_share())
 
 
 def test_a_missing_shard(shards):

@@ -1,13 +1,16 @@
-"""What all stages have in common."""
+"""What all stages have in common, and what the processes of one share."""
 
 import os
 import signal
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import psutil
 import pytest
+import torch
 
+from pipeline.stages import train
 from tests.project import ROOT
 
 STAGE = """
@@ -58,3 +61,14 @@ def test_what_computes_nothing_does_not_wait_for_torch():
     modules = ["dsfer.cli", "pipeline.flows", *(f"pipeline.stages.{name}" for name in stages)]
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_processes_of_a_machine_share_the_hashing_of_what_they_train_on(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    opened = Mock()
+    monkeypatch.setattr(train, "open_shards", opened)
+    monkeypatch.setattr(train, "wait_for_all", Mock(side_effect=InterruptedError))
+    with pytest.raises(InterruptedError):
+        train.train_from_shards(Mock(), torch.device("cpu"))
+    assert [each.kwargs for each in opened.call_args_list] == [{"verify": slice(1, None, 2)}] * 2

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -188,15 +190,59 @@ def test_a_lost_loss_stops_the_run_and_keeps_the_last_good_state(tmp_path):
     assert load_checkpoint(tmp_path / "last.pt", "run")["step"] == 4
 
 
-def test_running_out_of_gpu_memory_names_a_smaller_batch(tmp_path):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    ],
+)
+def test_running_out_of_gpu_memory_names_a_smaller_batch(tmp_path, error):
     def too_much(*batch):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        raise error
 
     run = trainer(tmp_path)
     run._train_step = too_much
     with pytest.raises(DeviceMemoryError, match=r"memory with batch_size 4.*try batch_size: 2\."):
         run.fit()
     assert not (tmp_path / "last.pt").exists()
+
+
+def test_another_error_of_the_gpu_stays_what_it_is(tmp_path):
+    def lost(*batch):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    run = trainer(tmp_path)
+    run._train_step = lost
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run.fit()
+
+
+UNCOMPILED = """
+import sys
+from pathlib import Path
+from dsfer.errors import TrainingError
+from tests.test_training import trainer
+try:
+    trainer(Path(sys.argv[1]), compile=True).fit()
+except TrainingError as error:
+    print(error)
+"""
+
+
+def test_a_missing_compiler_is_named(tmp_path):
+    """In an interpreter of its own: torch keeps what it finds out about the compiler."""
+    done = subprocess.run(
+        [sys.executable, "-c", UNCOMPILED, str(tmp_path)],
+        env=os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (said,) = done.stdout.splitlines()
+    assert re.fullmatch(
+        r"compile: torch\.compile failed: .*\bcompiler\b.* To mend it: set compile: false, .*", said
+    )
 
 
 def test_training_cannot_be_given_the_test_split(tmp_path):

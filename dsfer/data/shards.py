@@ -21,7 +21,7 @@ from dsfer.data.manifest import read_manifest, write_manifest
 from dsfer.data.shard_cache import ShardCache
 from dsfer.data.shard_index import REWRITE, SCHEMA, ShardEntry, ShardIndex, read_index, write_index
 from dsfer.data.tars import MEMBERS, Pixels, npy_header, tar_members, write_tar
-from dsfer.data.workers import Spread
+from dsfer.data.workers import Spread, check_written
 from dsfer.errors import DataError, ShardError, StoreError
 from dsfer.files import atomic_folder, atomic_object, remove_temporary, sha256_file
 from dsfer.paths import AnyPath, location, upload
@@ -107,7 +107,7 @@ def write_shards(
 
     Raises:
         ShardError: a tar of the crop stage is missing or damaged, or disagrees with the manifest.
-        DataError: there is no row.
+        DataError: there is no row, or a worker does not share `out`.
         StoreError: the object store does not answer, or refuses.
     """
     if rows.empty:
@@ -128,6 +128,9 @@ def write_shards(
             for number, start in enumerate(starts)
         ]
         shards = tuple(spread(_write_shard, work, preload=["webdataset.writer"]))
+        if isinstance(home, Path):  # a store has what it did not refuse
+            for shard in shards:
+                check_written(home / shard.file, shard.bytes)
         remove_temporary(folder)
         index = folder / "index.json"
         write_index(
@@ -207,8 +210,9 @@ class TileShards:
         store: the object store that the shards were written to, as given to `write_shards`.
         cache: where shards of an object store are kept; None is `ShardCache.of_this_machine()`.
         verify: compare the SHA-256 of every shard that is on this machine with the index (reads
-            all of it once). Sizes, members and ids are always checked, and so is the SHA-256 of
-            what is fetched; a damaged file of the cache is fetched again.
+            all of it once); processes that share this work take a slice of the shards each. Sizes,
+            members and ids are always checked, and so is the SHA-256 of what is fetched; a damaged
+            file of the cache is fetched again.
 
     Raises:
         ShardError: a shard or the index is missing, damaged, or disagrees with the others.
@@ -222,7 +226,7 @@ class TileShards:
         *,
         store: str | None = None,
         cache: ShardCache | None = None,
-        verify: bool = True,
+        verify: bool | slice = True,
     ):
         self.folder = location(folder)
         index = read_index(self.folder / "index.json")
@@ -240,15 +244,17 @@ class TileShards:
         home = self.folder if store is None else location(store) / index.name
         self._home = str(home)  # as text: each thread and process opens a connection of its own
         self._cache: ShardCache | None = None
+        if isinstance(verify, bool):
+            verify = slice(None if verify else 0)
+        compared = range(len(self._shards))[verify]
         if isinstance(home, Path):
             for number, shard in enumerate(self._shards):
                 file = home / shard.file
-                self._offsets[number] = self._checked(number, file, file, verify=verify)
+                self._offsets[number] = self._checked(number, file, file, verify=number in compared)
         else:
             self._cache = cache or ShardCache.of_this_machine()
-            if verify:
-                for shard in self._shards:
-                    self._cache.verify(shard.sha256)
+            for number in compared:
+                self._cache.verify(self._shards[number].sha256)
             self._cache.require_room({shard.sha256: shard.bytes for shard in self._shards})
             _log.info(
                 "shards of %s are fetched from %s and kept in %s",

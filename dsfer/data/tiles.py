@@ -16,7 +16,7 @@ from dsfer.data.manifest import COLUMNS, IGNORE, write_manifest, write_table
 from dsfer.data.rasters import Bands, SceneFacts, inspect_scene
 from dsfer.data.scenes import Scene
 from dsfer.data.tars import Pixels, npy_bytes, write_tar
-from dsfer.data.workers import Spread
+from dsfer.data.workers import Spread, check_written
 from dsfer.errors import DataError
 from dsfer.files import atomic_folder, atomic_path, remove_temporary
 
@@ -132,7 +132,7 @@ def write_tiles(
         spread: where units are cut; all of it must see `out` and the scenes.
 
     Raises:
-        DataError: a file is damaged, or a label breaks its rule.
+        DataError: a file is damaged, or a label breaks its rule, or a worker does not share `out`.
     """
     rows: list[dict[str, Any]] = []
     with (
@@ -143,6 +143,8 @@ def write_tiles(
         for part in spread(_write_unit, work, preload=_PRELOAD):
             rows += part
             bar.update(len(part))
+        for _, path in work:
+            check_written(path)
         remove_temporary(folder)
         table = pd.DataFrame(rows)
         order = [*COLUMNS, *table.columns.difference(list(COLUMNS))]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from dsfer.errors import DataError
@@ -52,6 +53,26 @@ class Spread(Protocol):
             DataError: a process was killed from outside.
             Exception: what `function` raises; work that has not begun is then given up.
         """
+
+
+def check_written(path: Path, size: int | None = None) -> None:
+    """Refuse to go on without a file that a worker says it has written.
+
+    Args:
+        path: the file.
+        size: its bytes, or None where nobody has counted them.
+
+    Raises:
+        DataError: on this machine there is no such file, or one of another size.
+    """
+    if path.is_file() and size in (None, path.stat().st_size):
+        return
+    raise DataError(
+        "a worker wrote it where this machine does not see it",
+        where=path,
+        mend="share the folder, so that all machines see the same files in it under this path, and "
+        "run the stage again",
+    )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dvclive.live import Live
 
 from dsfer.data.shards import TileShards
 from dsfer.devices import check_gpus, choose_device
-from dsfer.distributed import check_share, joined, launched, local_rank, rank, wait_for_all
+from dsfer.distributed import check_share, joined, launched, local_share, rank, wait_for_all
 from dsfer.files import atomic_path, naming, sha256_file, write_json
 from dsfer.launcher import launch
 from dsfer.metrics import finite
@@ -85,15 +85,13 @@ def launch_processes(settings: Settings) -> None:
 
 
 def train_from_shards(settings: Settings, device: torch.device) -> None:
-    """Train one run to its end, and forget its state; one process a machine hashes the shards.
+    """Train one run to its end, and forget its state; the processes of a machine share the hashing.
 
     Raises:
         WorkspaceError: another process trains the same run, on the same state.
     """
-    train, val = (
-        open_shards(settings, split, verify=local_rank() == 0) for split in ("train", "val")
-    )
-    wait_for_all()  # nobody reads a cached shard before it was compared with its hash
+    train, val = (open_shards(settings, split, verify=local_share()) for split in ("train", "val"))
+    wait_for_all()  # nobody reads a shard before it was compared with its hash
     fingerprint = run_fingerprint(settings, train, val)
     resume = resume_folder(fingerprint)
     with hold(resume, resume, "a training", BUSY) if rank() == 0 else nullcontext():
