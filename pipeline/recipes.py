@@ -176,7 +176,7 @@ def resolve_recipe(
 
 
 def _schedule_iterations(iterations: Any, own: dict[str, Any]) -> Any:
-    """n of the schedule for these iterations, in proportion as the recipe itself has them."""
+    """Length of the schedule for these iterations, in the recipe's own proportion to them."""
     n = own.get("schedule_iterations")
     if n is None or not isinstance(iterations, int):  # what is no number is told by `Recipe`
         return iterations
