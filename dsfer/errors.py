@@ -1,12 +1,28 @@
 """The errors a user can meet: each says where, what is wrong, and what to do about it."""
 
+import re
 from pathlib import Path
 
 from upath import UPath
 
+_USER = re.compile(r"(?<=://)[^/\s'\"]*@")
+_QUERY = re.compile(r"(://[^?\s'\"]*\?)(?!\.\.\.)[^\s'\"]+")
+
+
+def without_user(text: str) -> str:
+    """A text whose addresses name no user and no password: `https://host/x?sig=y`."""
+    return _USER.sub("", text)
+
+
+def without_secrets(text: str) -> str:
+    """A text whose addresses show no user, no password and no query: `https://host/x?...`."""
+    return _QUERY.sub(r"\1...", without_user(text))
+
 
 class DsferError(Exception):
     """Base of every error that is the input's fault, not the program's.
+
+    What an address holds besides host and path is not shown: it may be a password or a signature.
 
     Args:
         problem: what is wrong, with the offending value.
@@ -22,10 +38,10 @@ class DsferError(Exception):
     def __init__(
         self, problem: str, *, where: str | Path | UPath | None = None, mend: str | None = None
     ):
-        self.problem, self.where, self.mend = problem, where, mend
-        place = f"{where}: " if where is not None else ""
+        self.problem, self.where, self.mend = without_secrets(problem), where, mend
+        place = f"{without_secrets(str(where))}: " if where is not None else ""
         remedy = f" To mend it: {mend}." if mend else ""
-        super().__init__(f"{place}{problem}.{remedy}")
+        super().__init__(f"{place}{self.problem}.{remedy}")
 
     def about(self, old: Path, new: Path) -> "DsferError":
         """The same error, speaking of what lies below `old` as of what is to lie below `new`."""

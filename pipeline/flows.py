@@ -35,6 +35,7 @@ from prefect.tasks import Task
 from pydantic import Field
 from pydantic_core import to_jsonable_python
 
+from dsfer.devices import visible_gpus
 from dsfer.errors import ConfigError
 from dsfer.figures import data_uri
 from dsfer.files import read_json
@@ -43,7 +44,7 @@ from pipeline.benchmark import OUT, Plan
 from pipeline.commands import Command, CommandError
 from pipeline.frozen import read_yaml
 from pipeline.guard import QUEUE_GRACE
-from pipeline.params import Seed, current_settings, parameter_types
+from pipeline.params import Seed, Value, current_settings, parameter_types
 from pipeline.sweep import Grid, check_grid
 from pipeline.tables import Name
 from pipeline.witness import witnessed
@@ -269,15 +270,22 @@ def stage(changes: dict[str, Any], name: str) -> str | None:
 def check_jobs(jobs: int) -> None:
     """One network at a time is trained on a GPU, which a worker of the pool `gpu` sees alone.
 
+    Where all are seen, as by a worker that was started by hand, each would take the first.
+
     Raises:
         ConfigError: several experiments would share it.
     """
+    if jobs == 1:
+        return
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if gpu and jobs > 1:
+    if gpu is None:
+        gpu = "".join(visible_gpus()[:1])
+    if gpu:
         raise ConfigError(
             f"{jobs} experiments at a time would share GPU {gpu}",
             where="jobs",
-            mend="give 1; on several GPUs start a run of pipeline/gpu for each combination",
+            mend="give 1; on several GPUs start a run of pipeline/gpu for each combination; to "
+            "compute on the CPU, start the worker with CUDA_VISIBLE_DEVICES=",
         )
 
 
@@ -311,7 +319,7 @@ def benchmark(
     tables: tuple[Name, ...] = get_args(Name),
     datasets: tuple[str, ...] = (),
     seeds: tuple[Seed, ...] = (0,),
-    changes: dict[str, Any] | None = None,
+    changes: dict[str, Value] | None = None,
     jobs: Jobs = 1,
     pairs: Pairs | None = None,
     models: tuple[str, ...] = (),

@@ -6,11 +6,13 @@ deployments of `prefect.yaml`, and starts a worker for the CPU pool and one for 
 
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ from rich.console import Console
 from tenacity import Retrying, stop_after_delay, wait_fixed
 from tenacity.retry import retry_if_result
 
-from dsfer.errors import DsferError
+from dsfer.devices import visible_gpus
+from dsfer.errors import ConfigError, DsferError
 from dsfer.files import read_json, write_json
 from dsfer.processes import process_mark
 from pipeline.stages import run
@@ -64,8 +67,6 @@ class OperationError(DsferError):
 @app.command()
 def up() -> None:
     """Start server and workers, create pools, register deployments."""
-    import torch  # slow, and only asked how many GPUs there are
-
     if _healthy():
         raise OperationError(
             "a server answers there already", where=API,
@@ -76,14 +77,15 @@ def up() -> None:
     HOME.mkdir(exist_ok=True)
     try:
         _wait_until_healthy(_start("server", "server", "start"))
-        gpus = torch.cuda.device_count()
-        _create_pools({"cpu": None, "gpu": max(gpus, 1)})
+        gpus = visible_gpus()
+        _create_pools({"cpu": None, "gpu": max(len(gpus), 1)})
         _register_deployments()
         settle_lost_runs()
         # The GPUs are the other pool's: this worker's runs do not see them.
         start_worker("cpu", "--pool", "cpu", gpu="")
-        for gpu in map(str, range(gpus)):  # each sees one, and trains one network at a time on it
-            start_worker(f"gpu{gpu}", "--pool", "gpu", "--limit", "1", gpu=gpu)
+        for gpu in gpus:  # each worker sees one, and trains one network at a time on it
+            name = f"gpu{gpu}".replace("/", "-")  # parts of a GPU may have slashes in their names
+            start_worker(name, "--pool", "gpu", "--limit", "1", gpu=gpu)
     except BaseException:
         end_started()
         raise
@@ -92,6 +94,11 @@ def up() -> None:
     console.print("To talk to it from this terminal, and to start a run:")
     console.print(f"    export PREFECT_API_URL={API}", soft_wrap=True)
     console.print("    prefect deployment run pipeline/local --watch", soft_wrap=True)
+    if not gpus:
+        console.print(
+            "No GPU is seen here: runs of …/gpu wait for a worker of the pool gpu elsewhere.",
+            soft_wrap=True,
+        )
     console.print("`make down` takes everything down; what was run stays listed.")
 
 
@@ -104,7 +111,7 @@ def down() -> None:
 def end_started() -> int:
     """End what was started and still runs, the server last; returns how many processes that were.
 
-    The flow runs of a worker end with it.
+    The flow runs of a worker end with it, and what these started has the time to save its state.
     """
     entries = read_json(RECORD) if RECORD.is_file() else []
     ended = 0
@@ -115,17 +122,31 @@ def end_started() -> int:
                 continue  # the number belongs to another process by now
             if entry["name"] == "server" and _healthy():
                 settle_lost_runs()
-            flow_runs = process.children()
+            started = process.children(recursive=True)  # while their parents live to be asked
+            marks = {each.pid: process_mark(each.pid) for each in (process, *started)}
             process.terminate()
         except psutil.NoSuchProcess:
             continue
-        _, alive = psutil.wait_procs([process, *flow_runs], STOP_LIMIT)
-        for late in alive:
-            late.kill()
-        psutil.wait_procs(alive)
+        for late in _outlasting(marks, STOP_LIMIT):
+            with suppress(ProcessLookupError):
+                os.kill(late, signal.SIGKILL)
+        _outlasting(marks, STOP_LIMIT)
         ended += 1
     RECORD.unlink(missing_ok=True)
     return ended
+
+
+def _outlasting(marks: dict[int, str | None], seconds: float) -> list[int]:
+    """Which of some processes, by number with their marks, still run after so many seconds.
+
+    It returns as soon as none does. Those that nobody buries, as in containers, have ended.
+    """
+    deadline = time.monotonic() + seconds
+    while running := [pid for pid, mark in marks.items() if mark and process_mark(pid) == mark]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    return running
 
 
 def start_worker(name: str, *arguments: str, gpu: str) -> None:
@@ -199,8 +220,13 @@ def check_port() -> None:
     """See that no other program listens where the server would.
 
     Raises:
-        OperationError: one does.
+        ConfigError: there is no such port.
+        OperationError: another program does.
     """
+    if not 0 < int(PORT) < 2**16:  # that it is a number at all, Prefect sees when it is imported
+        raise ConfigError(
+            f"{PORT} is no port", where="PREFECT_SERVER_API_PORT", mend="set it to 1024 to 65535"
+        )
     with socket.socket() as probe:
         if probe.connect_ex((HOST, int(PORT))) == 0:
             raise OperationError(

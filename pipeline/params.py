@@ -1,11 +1,12 @@
 """`params.yaml`, parsed once into frozen typed objects; `python -m pipeline.params` prints them."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, WithJsonSchema
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -46,11 +47,31 @@ FROM_SCRATCH = ("changeformer", "fc-ef-res", "fc-siam-conc", "transformer")
 STORES = ("s3", "gs", "az")
 """Kinds of object stores that shards may be kept in."""
 
+SECRETS = r"(\w*)://([^/]*(:.*)?@|.*\?)"
+"""What a URL has that holds credentials: a name before the host, a password even with slashes in
+it, or a query. Paths of files may have the same characters, but no `://`."""
+
+NO_SECRETS: dict[str, Any] = {
+    "not": {
+        "description": "credentials in a URL: they come from the environment alone",
+        "type": "string",
+        "pattern": SECRETS,
+    }
+}
+"""JSON schema by which Prefect's server refuses such a URL before it keeps anything.
+
+To pydantic it is no constraint: its messages would repeat the value.
+"""
+
 Band = Annotated[int, Field(ge=1)]
 Part = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Workers = Annotated[int, Field(ge=1)]
 Drawn = Annotated[str, Field(pattern=r"^[^@]+(@\d+,\d+)?$")]
+Place = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1} | NO_SECRETS)]
+Value = Annotated[Any, WithJsonSchema(NO_SECRETS)]
+"""What somebody wants a parameter to be, whichever it is; it is checked with all the others."""
+
 Scheduler = Annotated[str, Field(pattern=r"^(tcp|tls)://[^/@\s]+:\d+$")]
 
 
@@ -61,7 +82,7 @@ class Params(Frozen):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     dataset: str
-    source: str = Field(min_length=1)
+    source: Place = Field(min_length=1)
     label_rule: str | None
     bands: tuple[Band, Band, Band] | None = Field(strict=False)
     tile_size: int | None = Field(ge=16)
@@ -105,7 +126,7 @@ class Params(Frozen):
     compile: bool | None
     in_memory: bool | None
     workers: int = Field(ge=1)
-    shards: str | None = Field(min_length=1)
+    shards: Place | None = Field(min_length=1)
     cluster: Workers | Scheduler | None
     overlap: float = Field(ge=0, lt=1)
     figures: list[Drawn] | None = Field(min_length=1)
@@ -390,11 +411,10 @@ def _check_shards(url: str | None) -> None:
 
 def _check_no_secret(key: str, url: str) -> None:
     """Refuse credentials in a URL: they would be written to lock files, logs and experiments."""
-    parts = urlsplit(url)
-    if "://" in url and ("@" in parts.netloc or parts.query):
+    if found := re.search(SECRETS, url):
         raise _impossible(
             key,
-            f"the URL of {parts.scheme}://... holds more than a bucket and a folder",
+            f"the URL of {found[1]}://... holds more than a bucket and a folder",
             "give credentials by the environment alone (AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY)",
         )

@@ -18,7 +18,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from dsfer.detector import Detector, load
 from dsfer.devices import Device, visible_gpus
-from dsfer.errors import DataError, first_line
+from dsfer.errors import DataError, DsferError, first_line
 from dsfer.figures import data_uri
 from dsfer.files import write_json
 from dsfer.mapping.pair import Reading
@@ -76,8 +76,14 @@ def predict(
     detector(bundle, device if cluster is None else "cpu", batch_size)
     how = {"reading": reading, "options": options, "label_rule": label_rule, "resume": True}
     with end_with_worker(), _runner(cluster) as runner:
-        fan_out = map_all.with_options(task_runner=runner)
-        rows = fan_out(listed, bundle, folder, how, device, batch_size)
+        # It takes no parameters: the server would keep them, with whatever addresses hold.
+        @flow(name="map pairs", task_runner=runner)
+        def map_all() -> list[dict[str, Any]]:
+            given = bundle, folder, how, device, batch_size
+            futures = [map_listed.submit(pair, *given) for pair in listed]
+            return [_row(pair, future) for pair, future in zip(listed, futures, strict=True)]
+
+        rows = map_all()
     write_json(folder / RECORD, rows)
     create_table_artifact(rows, key="maps", description=f"Change maps in {folder}")
     check_all_done(rows, folder)
@@ -94,20 +100,6 @@ def _runner(cluster: int | str | None) -> Iterator[TaskRunner[Any]]:
 
     with scheduler(cluster, visible_gpus()) as address:
         yield DaskTaskRunner(address=address)
-
-
-@flow(name="map pairs", validate_parameters=False)
-def map_all(
-    pairs: list[ListedPair],
-    weights: Path,
-    out: Path,
-    how: dict[str, Any],
-    device: Device,
-    batch_size: int,
-) -> list[dict[str, Any]]:
-    """Submit all pairs, and wait for all of them."""
-    futures = [map_listed.submit(pair, weights, out, how, device, batch_size) for pair in pairs]
-    return [_row(pair, future) for pair, future in zip(pairs, futures, strict=True)]
 
 
 def _row(pair: ListedPair, future: PrefectFuture[dict[str, Any]]) -> dict[str, Any]:
@@ -139,7 +131,10 @@ def map_listed(
     batch_size: int,
 ) -> dict[str, Any]:
     """Map one pair, and show it."""
-    summary = map_pair(pair, detector(weights, device, batch_size), out, **how)
+    try:
+        summary = map_pair(pair, detector(weights, device, batch_size), out, **how)
+    except DsferError as error:
+        raise error from None  # GDAL's own errors, which would be logged too, show addresses
     picture = data_uri(thumbnail(out / pair.id / "preview.png", PICTURE_HEIGHT), "image/webp")
     rows = [
         ("changes", f"{summary['changes']:,}"),

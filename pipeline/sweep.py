@@ -20,9 +20,10 @@ from dsfer.errors import ConfigError, DsferError
 from dsfer.files import write_json
 from pipeline.cells import Cell, make_cell, missing_reason, queue_held, read_metrics, run_cells
 from pipeline.experiments import finished
+from pipeline.params import Value
 from pipeline.stages import run
 
-Grid = dict[str, list[Any]]
+Grid = dict[str, list[Value]]
 """Values to try, by key of `params.yaml`."""
 
 MEASURES = ["P", "R", "F1", "IoU"]

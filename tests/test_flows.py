@@ -33,6 +33,7 @@ from ruamel.yaml import YAML
 
 from dsfer.errors import ConfigError
 from dsfer.files import read_json
+from dsfer.processes import process_mark
 from pipeline import operate
 from pipeline.cells import Cell, read_metrics
 from pipeline.comparison import draw_plates
@@ -121,7 +122,7 @@ def operation(project: Path) -> Iterator[Operation]:
         finally:
             server = operated.started("server") if operated else None
             run(project, sys.executable, "-m", "pipeline.operate", "down")
-            assert server is not None and not server.is_running()
+            assert server is not None and process_mark(server.pid) is None
 
 
 def running(project: Path, program: str) -> list[psutil.Process]:
@@ -172,8 +173,13 @@ def copies(project: Path) -> list[Path]:
 
 def test_a_run_with_parameters_becomes_an_experiment_and_shows_its_results(operation):
     project = operation.project
-    flow_run = operation.start("pipeline/local", **{"lambda": 0.3, "iterations": 4})
-    assert operation.finish(flow_run) == "Completed", operation.log(flow_run)
+    printed = run(
+        project, sys.executable, "-m", "prefect", "deployment", "run", "pipeline/local", "--watch",
+        "-p", f"dataset={TINY['dataset']}", "-p", "lambda=0.3", "-p", "iterations=4",
+    )  # fmt: skip
+    assert "Flow run finished successfully" in " ".join(printed.split())
+    (flow_run,) = operation.client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+    assert operation.state(flow_run) == "Completed", operation.log(flow_run)
     log = operation.log(flow_run)
     assert "Stage 'shard' is cached" in log and "Running stage 'train'" in log
     (name,) = [name for name in experiments(project) if name.startswith("flow-")]
@@ -208,12 +214,23 @@ def test_impossible_parameters_are_refused_before_anything_starts(operation):
         ("lambda", "-1", "less than the minimum of 0"),
         ("lamda", "1", "not found on the deployment"),
         ("from_stage", "trian", "is not one of"),
+        ("source", "s3://key:topsecret@bucket/x", "credentials in a URL"),
     ]:
         printed = run(
             operation.project, sys.executable, "-m", "prefect", "deployment", "run",
             "pipeline/local", "-p", f"{name}={value}", fails=True,
         )  # fmt: skip
         assert reason in " ".join(printed.split())
+    check_unknown(operation.project, "topsecret")
+
+
+def check_unknown(project: Path, secret: str) -> None:
+    """Prefect holds a text neither in its data base nor in its logs."""
+    held = {
+        file.name: file.read_bytes() for file in (project / ".prefect").iterdir() if file.is_file()
+    }
+    assert any(b"pipeline" in content for name, content in held.items() if ".db" in name)
+    assert not [name for name, content in held.items() if secret.encode() in content]
 
 
 def test_pools_start_one_run_per_gpu_and_schedules_are_off(operation):
@@ -235,6 +252,12 @@ def test_experiments_do_not_share_a_gpu(monkeypatch):
     check_jobs(1)
     with pytest.raises(ConfigError, match="2 experiments at a time would share GPU 3"):
         check_jobs(2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # as of a worker that was started by hand
+    with pytest.raises(ConfigError, match=r"would share GPU 0.*start the worker with CUDA_VISIBLE"):
+        check_jobs(2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    check_jobs(2)
 
 
 def test_a_second_start_is_refused_and_lost_runs_are_settled(operation, monkeypatch):
@@ -340,7 +363,8 @@ def test_maps_of_pairs_of_which_one_is_broken_by_a_worker(operation, tmp_path):
             write(tmp_path / f"{name}{date}.tif", image)
     (tmp_path / "broken1.tif").write_bytes(b"no image")
     (tmp_path / "pairs.csv").write_text(
-        "id,t1,t2\nbroken,broken1.tif,broken2.tif\ngood,good1.tif,good2.tif"
+        "id,t1,t2\nbroken,broken1.tif,broken2.tif\ngood,good1.tif,good2.tif\n"
+        "signed,http://me:topsecret@127.0.0.1:1/1.tif?sig=topsecret,good2.tif"
     )
     flow_run = operation.start(
         "predict/local",
@@ -350,9 +374,13 @@ def test_maps_of_pairs_of_which_one_is_broken_by_a_worker(operation, tmp_path):
         options={"min_area": 5},
     )
     assert operation.finish(flow_run) == "Failed", operation.log(flow_run)
-    assert "1 of 2 pairs failed: broken" in operation.message(flow_run)
+    assert "2 of 3 pairs failed: broken, signed" in operation.message(flow_run)
     rows = json.loads(operation.artifacts(flow_run)["maps"].data)
-    assert [(row["id"], row["status"]) for row in rows] == [("broken", "failed"), ("good", "done")]
+    assert [(row["id"], row["status"]) for row in rows] == [
+        ("broken", "failed"), ("good", "done"), ("signed", "failed"),
+    ]  # fmt: skip
+    assert "http://127.0.0.1:1/1.tif?...: " in rows[2]["error"]
+    check_unknown(operation.project, "topsecret")
     (shown,) = operation.client.read_artifacts(
         artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["map-good"]))
     )
@@ -447,10 +475,11 @@ def test_a_run_that_was_called_counts_as_crashed_after_ctrl_c(operation):
 
 
 def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
+    """It is cancelled as two processes, each of which leads a session, and continued as one."""
     project = operation.project
     yaml = YAML()
     params = yaml.load(project / "params.yaml")
-    params["iterations"] = 100_000
+    params.update({"iterations": 100_000, "processes": 2})
     yaml.dump(params, project / "params.yaml")
     commit(project, "long")
     try:
@@ -460,9 +489,13 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
         assert operation.finish(second) == "Failed"
         assert f"flow run '{first.name}' (process" in operation.message(second)
 
+        sessions = {os.getsid(process.pid) for process in training(project)}
+        assert len(sessions) == 3  # of their launcher, too
         operation.client.set_flow_run_state(first.id, Cancelling())
         wait_for(lambda: not training(project), 10)
         assert operation.finish(first) == "Cancelled"
+        params["processes"] = 1
+        yaml.dump(params, project / "params.yaml")
 
         for end in (signal.SIGINT, signal.SIGKILL):  # Ctrl-C in the worker's terminal is the first
             assert saved_state(project)

@@ -42,6 +42,7 @@ from dsfer.errors import ConfigError, DataError, DsferError, GridMismatchError, 
 from dsfer.evaluation import Inference
 from dsfer.mapping.grids import Grid
 from dsfer.mapping.pair import RasterPair, Reading
+from dsfer.mapping.pairs import ListedPair, map_pair
 from dsfer.mapping.polygons import draw_polygons, mean_probability, trace_polygons
 from dsfer.mapping.predict import MapOptions, predict_raster
 from dsfer.mapping.raw import RawRaster
@@ -992,6 +993,25 @@ def test_rasters_behind_an_address(bundle, pair, server, tmp_path, capsys):
         capsys, t1, f"{server}/none.tif", "--weights", bundle, "--out", tmp_path / "none"
     )
     assert missing is not None and f"{server}/none.tif: " in missing
+
+
+def test_what_opens_an_address_is_neither_kept_nor_shown(bundle, pair, server, tmp_path, capsys):
+    write(tmp_path / "label.tif", np.zeros((70, 90, 1), np.uint8))
+    t1, t2 = f"{server}/t1.tif".replace("//", "//me:topsecret@"), f"{server}/t2.tif?sig=topsecret/1"
+    signed = ListedPair("signed", t1, t2, f"{server}/label.tif?sig=topsecret")
+    network, out = dsfer.load(bundle), tmp_path / "maps"
+    summary = map_pair(signed, network, out)
+    assert (summary["t1"], summary["t2"]) == (f"{server}/t1.tif", f"{server}/t2.tif?...")
+    kept = {file.name: file.read_bytes() for file in (out / "signed").iterdir()}
+    assert "summary.json" in kept
+    assert not [name for name, content in kept.items() if b"topsecret" in content]
+    assert map_pair(signed, network, out, resume=True) == summary
+    with pytest.raises(ConfigError, match="signed, t2: these maps were made with") as refused:
+        map_pair(replace(signed, t2=f"{server}/t2.tif?sig=topsecret/2"), network, out, resume=True)
+    none = f"{server}/none.tif?sig=topsecret"
+    said_of_none = said(capsys, t1, none, "--weights", bundle, "--out", tmp_path / "none")
+    assert f"{server}/none.tif?...: no such file" in said_of_none
+    assert "topsecret" not in f"{refused.value} {said_of_none}"
 
 
 @settings(max_examples=8, deadline=None)

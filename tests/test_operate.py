@@ -4,26 +4,40 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
+import torch
 
+from dsfer.errors import ConfigError
 from dsfer.files import write_json
 from dsfer.processes import process_mark
 from pipeline import operate
+from tests.waiting import wait_for
 
 
 @pytest.fixture
-def started(tmp_path, monkeypatch) -> Iterator[subprocess.Popen[bytes]]:
-    """What stands for a worker, which `make up` has noted."""
+def home(tmp_path, monkeypatch) -> Path:
+    """The folder of what `make up` notes."""
     monkeypatch.setattr(operate, "HOME", tmp_path)
     monkeypatch.setattr(operate, "RECORD", tmp_path / "started.json")
-    command = [sys.executable, "-c", "import time; time.sleep(100)"]
-    popen = subprocess.Popen
+    return tmp_path
+
+
+def start(monkeypatch: pytest.MonkeyPatch, code: str) -> subprocess.Popen[bytes]:
+    """Start a program in place of a worker, as `make up` does."""
+    popen, command = subprocess.Popen, [sys.executable, "-c", code]
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", lambda _, **how: popen(command, **how))
-        process = operate._start("worker-cpu", "worker", "start")
-    with process:
+        return operate._start("worker-cpu", "worker", "start")
+
+
+@pytest.fixture
+def started(home, monkeypatch) -> Iterator[subprocess.Popen[bytes]]:
+    """What stands for a worker, which `make up` has noted."""
+    with start(monkeypatch, "import time; time.sleep(100)") as process:
         yield process
         process.kill()
 
@@ -41,3 +55,56 @@ def test_another_process_that_has_the_number_by_now_is_left_alone(started):
     write_json(operate.RECORD, [entry])
     assert operate.end_started() == 0
     assert started.poll() is None
+
+
+def test_what_a_flow_run_started_has_the_time_to_save(home, monkeypatch):
+    """A worker, its flow run and what that started, each of which ends with the one before."""
+    saving = (
+        "import pathlib, sys, time\n"
+        f"pathlib.Path({str(home / 'up')!r}).touch()\n"
+        "sys.stdin.read(); time.sleep(3)\n"
+        f"pathlib.Path({str(home / 'saved')!r}).touch()"
+    )
+    flow_run = starts(saving) + "; sys.stdin.read()"
+    with start(monkeypatch, starts(flow_run) + "; child.wait()"):
+        wait_for((home / "up").exists)
+        assert operate.end_started() == 1
+        assert (home / "saved").exists()
+
+
+def starts(code: str) -> str:
+    """A program that starts another one, whose standard input closes when it ends."""
+    return (
+        "import subprocess, sys; child = subprocess.Popen("
+        f"[sys.executable, '-c', {code!r}], stdin=subprocess.PIPE)"
+    )
+
+
+@pytest.mark.parametrize(("visible", "count"), [("2,3", 2), (None, 2), ("", 0)])
+def test_a_worker_sees_one_of_the_gpus_that_make_up_sees(home, monkeypatch, capsys, visible, count):
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(operate, "_healthy", lambda: False)
+    for name in ("_wait_until_healthy", "_register_deployments", "settle_lost_runs"):
+        monkeypatch.setattr(operate, name, Mock())
+    monkeypatch.setattr(operate, "check_port", Mock())
+    monkeypatch.setattr(operate, "_create_pools", pools := Mock())
+    monkeypatch.setattr(operate, "_start", process := Mock())
+    operate.up()
+    pools.assert_called_once_with({"cpu": None, "gpu": max(count, 1)})
+    seen = [call.kwargs.get("CUDA_VISIBLE_DEVICES") for call in process.call_args_list]
+    names = (visible or "0,1").split(",") if count else []
+    assert seen == [None, "", *names]  # of the server, the CPU pool's worker, and the others
+    workers = [call.args[0] for call in process.call_args_list[2:]]
+    assert workers == [f"worker-gpu{name}" for name in names]
+    assert ("runs of …/gpu wait" in capsys.readouterr().out) == (count == 0)
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "65536"])
+def test_a_port_that_cannot_be_is_refused(monkeypatch, port):
+    monkeypatch.setattr(operate, "PORT", port)
+    with pytest.raises(ConfigError, match=f"PREFECT_SERVER_API_PORT: {port} is no port"):
+        operate.check_port()

@@ -6,9 +6,11 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from prefect.utilities.schema_tools.validation import is_valid
 from ruamel.yaml import YAML
 
 from dsfer.errors import ConfigError
+from pipeline import flows
 from pipeline.catalog import Archive
 from pipeline.frozen import parse
 from tests.project import ROOT, SECRETS, STAGES, STORED, dvc
@@ -92,6 +94,27 @@ def test_a_password_in_a_mirror_is_refused_and_not_repeated():
     with pytest.raises(ConfigError, match=r"urls, host: .*netrc") as caught:
         parse(Archive, known | {"urls": ["https://me:secret@host/a.zip"]}, "catalog.yaml")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("s3://key:topsecret@bucket/x", False),
+        ("s3://key:a/topsecret@bucket/x", False),
+        ("s3://bucket/x?token=topsecret", False),
+        ("s3://bucket/x@y", True),
+        ("/data/a@b:c?d", True),
+    ],
+)
+def test_prefect_keeps_no_credentials_of_a_url(value, kept):
+    """Its server checks parameters by these schemas before it makes a run of them."""
+    for flow, parameters in (
+        (flows.pipeline, {"source": value}),
+        (flows.stage, {"name": "train", "shards": value}),
+        (flows.sweep, {"grid": {"source": ["/data", value]}}),
+        (flows.benchmark, {"changes": {"shards": value}}),
+    ):
+        assert is_valid(parameters, flow.parameters.model_dump()) == kept, flow.name
 
 
 @pytest.mark.xdist_group("dvc")

@@ -168,7 +168,13 @@ def test_a_store_that_cannot_be_reached(project, store, monkeypatch, variable, v
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://key:topsecret@bucket/city", "s3://bucket/city?token=topsecret"]
+    "url",
+    [
+        "s3://key:topsecret@bucket/city",
+        "s3://key:a/topsecret@bucket/city",
+        "s3://bucket/city?token=topsecret",
+        "simplecache::s3://key:topsecret@bucket/city",
+    ],
 )
 def test_credentials_in_a_url_are_refused_unseen(project, url):
     configure(project, source=url)

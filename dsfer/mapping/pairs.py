@@ -9,7 +9,7 @@ from typing import Any
 from dsfer.data.layouts import PAIRS, read_table
 from dsfer.data.pairs import images_by_stem, scene_id
 from dsfer.detector import Detector
-from dsfer.errors import ConfigError, DataError, DsferError, first_line
+from dsfer.errors import ConfigError, DataError, DsferError, first_line, without_secrets
 from dsfer.files import read_json, write_json
 from dsfer.mapping.pair import Reading
 from dsfer.mapping.predict import (
@@ -252,10 +252,10 @@ def map_pairs(
 def row_of(pair: ListedPair, outcome: dict[str, Any] | BaseException) -> dict[str, Any]:
     """What a list says of a pair: id, status, changes, changed_area_m2, second_raster, error."""
     if isinstance(outcome, BaseException):
+        said = str(outcome) if isinstance(outcome, FORESEEN) else repr(outcome)
         return {
             "id": pair.id, "status": "failed", "changes": None, "changed_area_m2": None,
-            "second_raster": None,
-            "error": str(outcome) if isinstance(outcome, FORESEEN) else repr(outcome),
+            "second_raster": None, "error": without_secrets(said),
         }  # fmt: skip
     found = {key: outcome[key] for key in ("changes", "changed_area_m2")}
     found["second_raster"] = second_raster(outcome)

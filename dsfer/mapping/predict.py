@@ -1,5 +1,6 @@
 """A pair of rasters becomes a folder of maps."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dsfer.detector import Detector, as_detector, shared_pixels
-from dsfer.errors import ConfigError, DataError
+from dsfer.errors import ConfigError, DataError, without_secrets, without_user
 from dsfer.files import write_json
 from dsfer.mapping.grids import Grid
 from dsfer.mapping.pair import RasterPair, Reading, RollingRows
@@ -207,18 +208,25 @@ def _threshold_from(options: MapOptions, detector: Detector) -> str:
 
 
 def _identity(path: str | Path) -> list[Any]:
-    """What tells an input from another: its place, and of a file its size and time."""
+    """What tells an input from another: its place, and of a file its size and time.
+
+    An address with a query, which may be a signature, is kept without it, and with a hash of both.
+    """
     file = Path(path)
     if not file.is_file():
-        return [str(path)]
+        address, shown = without_user(str(path)), without_secrets(str(path))
+        if shown == address:
+            return [shown]
+        return [shown, hashlib.sha256(address.encode()).hexdigest()]
     facts = file.stat()
     return [str(file.resolve()), facts.st_size, facts.st_mtime_ns]
 
 
-def _facts(grid: Grid, size: int | None = None, modified: int | None = None) -> dict[str, Any]:
+def _facts(grid: Grid, identity: list[Any]) -> dict[str, Any]:
     """What a summary says of an input: its grid, and of a file its bytes and time as well."""
     facts: dict[str, Any] = {"cols": grid.cols, "rows": grid.rows, "crs": grid.crs.to_string()}
-    if size is not None and modified is not None:
+    if len(identity) == 3:
+        _, size, modified = identity
         when = datetime.fromtimestamp(modified // 10**9, UTC)
         facts |= {"bytes": size, "modified": when.isoformat()}
     return facts
@@ -409,7 +417,7 @@ class _Maps:
             "t1": str(identity["t1"][0]),
             "t2": str(identity["t2"][0]),
             "inputs": [
-                _facts(grid, *identity[date][1:])
+                _facts(grid, identity[date])
                 for date, grid in zip(("t1", "t2"), pair.grids, strict=True)
             ],
             "grid": str(pair.grid),

@@ -11,7 +11,7 @@ from pyproj import Geod
 from rasterio.crs import CRS
 
 from dsfer.data.rasters import GDAL_OPTIONS, Bands, grid_offset, open_raster
-from dsfer.errors import DataError
+from dsfer.errors import DataError, without_secrets
 from dsfer.files import read_json
 from dsfer.mapping.grids import Grid, grid_of
 from dsfer.mapping.scaling import Scaling
@@ -108,6 +108,7 @@ class ChangeFolder:
         """
         date = self.dates[name]
         option = "--t1" if name == "before" else "--t2"
+        shown = without_secrets(date.path)
         try:
             with (
                 rasterio.Env(**GDAL_OPTIONS, **gdal_store_options()),
@@ -118,10 +119,10 @@ class ChangeFolder:
                 if same and not date.resampled:
                     same = abs(grid_offset(maps, raster) - date.offset) < NEAR
         except DataError as error:
-            return f"{date.path}: {error.problem}. If it was moved, say where with {option}."
+            return f"{shown}: {error.problem}. If it was moved, say where with {option}."
         if not same:
             return (
-                f"{date.path}: not the raster that was mapped: its grid is another. Say with "
+                f"{shown}: not the raster that was mapped: its grid is another. Say with "
                 f"{option} where that one lies."
             )
         return None
@@ -141,7 +142,7 @@ class ChangeFolder:
             "crs": str(grid).partition(",")[0],
             "degrees": bool(grid.crs.is_geographic),
             "dates": {
-                name: {"name": Path(date.path).name, "problem": self.problem(name)}
+                name: {"name": Path(without_secrets(date.path)).name, "problem": self.problem(name)}
                 for name, date in self.dates.items()
             },
             "threshold": self.threshold,
