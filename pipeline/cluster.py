@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from dsfer.data.workers import Processes, Spread, usable_cpus
 from dsfer.errors import ConfigError, DataError, DsferError, first_line
+from pipeline.witness import witnessed
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def spread_out(cluster: int | str | None, name: str, work: Callable[[Spread], ob
         work(Processes(usable_cpus()))
         return
     # These take seconds to import.
-    from prefect import flow
+    from prefect import flow, runtime
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
     from prefect_dask.task_runners import DaskTaskRunner
@@ -89,7 +90,8 @@ def spread_out(cluster: int | str | None, name: str, work: Callable[[Spread], ob
 
         @flow(name=name, task_runner=DaskTaskRunner(address=address))  # type: ignore[arg-type]
         def run() -> None:
-            work(_over_tasks)
+            with witnessed(runtime.flow_run.id):  # no worker looks after this run of a flow
+                work(_over_tasks)
 
         run()
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -14,7 +16,12 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    FlowFilter,
+    FlowFilterName,
+)
 from prefect.client.schemas.objects import State, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
@@ -40,6 +47,7 @@ from pipeline import cluster, prediction
 from pipeline.cluster import spread_out
 from pipeline.stages import crop, download, shard, split
 from tests.killed import KilledOnce, kill
+from tests.project import ROOT
 from tests.test_bad_input import configure, content, imagery, wrong_values
 from tests.test_crop import scene
 from tests.test_mapping import read, scenes, write
@@ -121,6 +129,25 @@ def test_work_that_kills_every_worker_is_given_up(server):
         pytest.raises(DataError, match="killed every worker"),
     ):
         spread_out(1, "kill", lambda spread: list(spread(kill, [0])))
+
+
+def test_a_stage_that_is_killed_counts_as_crashed(scheduler):
+    code = (
+        "import sys, time; from pipeline.cluster import spread_out\n"
+        "work = lambda spread: print('works', flush=True) or time.sleep(600)\n"
+        "spread_out(sys.argv[1], 'lost', work)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, scheduler], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value())},
+    ) as stage:  # fmt: skip
+        assert stage.stdout
+        assert any(line == "works\n" for line in stage.stdout)
+        stage.kill()
+    lost = FlowFilter(name=FlowFilterName(any_=["lost"]))
+    with get_client(sync_client=True) as client:
+        (flow_run,) = client.read_flow_runs(flow_filter=lost)
+        wait_for(lambda: client.read_flow_run(flow_run.id).state_name == "Crashed")
 
 
 def test_workers_with_other_libraries_are_refused(monkeypatch, scheduler):
@@ -251,14 +278,14 @@ def test_a_flow_whose_pairs_are_mapped_elsewhere_needs_no_gpu(mapped, monkeypatc
     given = {name: str(mapped / file) for name, file in (
         ("pairs", "pairs.csv"), ("weights", "weights.safetensors"), ("out", "maps"),
     )} | {"device": "cuda"}  # fmt: skip
-    submitted = Mock(return_value=[])
-    monkeypatch.setattr(prediction, "map_all", Mock(**{"with_options.return_value": submitted}))
+    monkeypatch.setattr(prediction, "map_listed", mapping := Mock())
+    monkeypatch.setattr(prediction, "_row", lambda pair, _: {"id": pair.id, "status": "done"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="torch sees no GPU"):
         prediction.predict(**given)
     (mapped / "maps").mkdir()
     prediction.predict(**given, cluster=scheduler)
-    assert submitted.call_args.args[4] == "cuda"  # that of the workers
+    assert mapping.submit.call_args.args[4] == "cuda"  # that of the workers
     (mapped / "weights.safetensors").write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match="has SHA-256"):
         prediction.predict(**given, cluster=scheduler)
