@@ -28,7 +28,7 @@ from benchmarks.side_by_side import Report, Timing, clock, compare
 from dsfer.data.batches import BatchSource
 from dsfer.evaluation import Inference, Precision, count_tiles, has_bf16
 from dsfer.models import MODELS, count_parameters
-from pipeline.cost import Cost, measured_networks
+from pipeline.cost import Cost, measured_networks, parts_of
 from pipeline.frozen import did_you_mean
 from pipeline.published import COMPARED
 
@@ -94,7 +94,7 @@ def main(
 
 def build(name: str, size: int, device: torch.device) -> nn.Module:
     """A network in evaluation mode, in the variant that Table II counts."""
-    model, _, encoder = name.partition("/")
+    model, encoder = parts_of(name)
     if model not in MODELS:
         raise SystemExit(f"{name}: no such network{did_you_mean(model, MODELS)}")
     torch.manual_seed(0)
@@ -197,7 +197,7 @@ def row_of(
     device, parameters = next(model.parameters()).device, count_parameters(model)
     return Cost(
         network=name,
-        variant=variant_of(name.partition("/")[0]),
+        variant=variant_of(parts_of(name)[0]),
         parameters=parameters.counted,
         live=parameters.live,
         gmacs=flops_of_pair(model, size, training=False) / 2e9,

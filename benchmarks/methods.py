@@ -20,7 +20,7 @@ from benchmarks.demo import DemoTiles, demo_tiles
 from benchmarks.side_by_side import Report, compare
 from benchmarks.training import SIZE, build_trainer, repeat
 from dsfer.losses import ChangeLoss
-from pipeline.cost import measured_networks
+from pipeline.cost import measured_networks, parts_of
 from pipeline.recipes import resolve_recipe
 
 
@@ -60,7 +60,7 @@ def stepper(
     folder: Path,
 ) -> Callable[[], Tensor]:
     """A function that trains a network one step and returns the losses."""
-    recipe, _ = resolve_recipe("common", name.partition("/")[0], "levir-cd", {})
+    recipe, _ = resolve_recipe("common", parts_of(name)[0], "levir-cd", {})
     loss = ChangeLoss(recipe.lambda_, (1.0, 1.0), recipe.change_loss, recipe.deep_loss)
     network = build(name, size, device)
     trainer = build_trainer(network, loss, data, device, batch, samples, folder, compiled=False)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -89,7 +89,8 @@ def main(
             name: repeat(stepper(way, data, where, batch, size, samples, workers), steps)
             for name, way in ways.items()
         }
-        network = initialised("dsfer-net", image_size=size)
+        torch.manual_seed(0)
+        network = dsfer.create_model("dsfer-net", image_size=size)
         trainer = build_trainer(
             network, LOSS, data, where, batch, samples, Path(folder), compiled=compiled
         )
@@ -176,12 +177,6 @@ def batches_of(
         if not way.channels_last:
             t1, t2 = t1.contiguous(), t2.contiguous()
         yield t1, t2, label
-
-
-def initialised(model: str, **options: Any) -> nn.Module:
-    """A network with the weights that every run of a benchmark starts from."""
-    torch.manual_seed(0)
-    return dsfer.create_model(model, **options)
 
 
 def build_trainer(

@@ -81,6 +81,12 @@ def network_of(name: Name, key: str) -> str:
     return str(model if encoder == VGG16 else f"{model}/{encoder}")
 
 
+def parts_of(network: str) -> tuple[str, str | None]:
+    """Model and encoder of a network by its name, see `network_of`; None for the default one."""
+    model, _, encoder = network.partition("/")
+    return model, encoder or None
+
+
 def measured_networks() -> list[str]:
     """Those of all tables that tell what networks cost, each once."""
     tables = load_tables()

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -141,12 +140,15 @@ def _outlasting(marks: dict[int, str | None], seconds: float) -> list[int]:
 
     It returns as soon as none does. Those that nobody buries, as in containers, have ended.
     """
-    deadline = time.monotonic() + seconds
-    while running := [pid for pid, mark in marks.items() if mark and process_mark(pid) == mark]:
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    return running
+    waiting = Retrying(
+        retry=retry_if_result(bool),
+        wait=wait_fixed(0.1),
+        stop=stop_after_delay(seconds),
+        retry_error_callback=lambda last: last.outcome.result() if last.outcome else [],
+    )
+    return waiting(
+        lambda: [pid for pid, mark in marks.items() if mark and process_mark(pid) == mark]
+    )
 
 
 def start_worker(name: str, *arguments: str, gpu: str) -> None:
