@@ -147,7 +147,9 @@ def predict(
     label: Annotated[str | None, typer.Option(help="Raster of what really changed.")] = None,
     label_rule: Annotated[str, typer.Option(help="How label values are read.")] = "binary255",
     device: Annotated[Device, typer.Option(help="auto takes a GPU if there is one.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Windows per forward pass; 8 on a GPU, 1 on a CPU.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with a run that was cut off.")] = False,
 ) -> None:
     """Map the changes between two rasters: GeoTIFFs, polygons, a picture, a summary.

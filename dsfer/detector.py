@@ -15,6 +15,9 @@ from dsfer.memory import enough_memory
 from dsfer.models import create_model
 from dsfer.weights import Metadata, read_metadata
 
+WINDOWS_AT_A_TIME = {"cuda": 8, "cpu": 1}
+"""Per forward pass: one does not fill a GPU, and several at a time are slower on a CPU."""
+
 
 @dataclass(frozen=True)
 class Detector:
@@ -61,19 +64,23 @@ class Detector:
         return self.metadata.threshold
 
 
-def load(weights: str | Path, *, device: Device = "auto", batch_size: int = 8) -> Detector:
+def load(
+    weights: str | Path, *, device: Device = "auto", batch_size: int | None = None
+) -> Detector:
     """Load a trained network with all that its use needs.
 
     Args:
         weights: a bundle that training or `dsfer import-weights` wrote: its .safetensors or .json
             file, or the folder of `weights.safetensors` and `weights.json`.
         device: `auto` takes a GPU where there is one.
-        batch_size: windows per forward pass.
+        batch_size: windows per forward pass; None is 8 on a GPU and 1 on a CPU.
 
     Raises:
         CheckpointError: no such file, damaged, of another schema, or not written by this program.
-        ConfigError: a GPU was asked for and there is none.
+        ConfigError: a GPU was asked for and there is none, or a batch of no windows.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"{batch_size} is below 1", where="batch_size", mend="give 1 or more")
     path = Path(weights)
     path = path / "weights.safetensors" if path.is_dir() else path
     path = path.with_suffix(".safetensors") if path.suffix == ".json" else path
@@ -85,7 +92,7 @@ def load(weights: str | Path, *, device: Device = "auto", batch_size: int = 8) -
         torch.tensor(metadata.mean, device=place),
         torch.tensor(metadata.std, device=place),
         "bf16" if place.type == "cuda" and has_bf16(place) else "float32",
-        batch_size,
+        WINDOWS_AT_A_TIME[place.type] if batch_size is None else batch_size,
         metadata.per_image,
     )
     return Detector(network, inference, metadata)

@@ -49,7 +49,7 @@ def predict(
     options: MapOptions = DEFAULTS,
     label_rule: str = "binary255",
     device: Device = "auto",
-    batch_size: int = 8,
+    batch_size: int | None = None,
 ) -> list[dict[str, Any]]:
     """Map the changes of many pairs of rasters; what is mapped already is left as it is.
 
@@ -63,7 +63,7 @@ def predict(
         options: what is made of the probabilities: threshold, min_area and others.
         label_rule: how label values are read.
         device: auto takes a GPU if there is one.
-        batch_size: windows per forward pass.
+        batch_size: windows per forward pass; null is 8 on a GPU and 1 on a CPU.
 
     Returns:
         A row for each pair, which is also shown as a table.
@@ -128,7 +128,7 @@ def map_listed(
     out: Path,
     how: dict[str, Any],
     device: Device,
-    batch_size: int,
+    batch_size: int | None,
 ) -> dict[str, Any]:
     """Map one pair, and show it."""
     try:
@@ -151,7 +151,7 @@ def map_listed(
     return summary
 
 
-def detector(weights: Path, device: Device, batch_size: int) -> Detector:
+def detector(weights: Path, device: Device, batch_size: int | None) -> Detector:
     """The network, which a process keeps from one pair to the next."""
     return _loaded(
         weights, weights.stat().st_mtime_ns if weights.exists() else 0, device, batch_size
@@ -159,5 +159,5 @@ def detector(weights: Path, device: Device, batch_size: int) -> Detector:
 
 
 @lru_cache(maxsize=1)
-def _loaded(weights: Path, _changed: int, device: Device, batch_size: int) -> Detector:
+def _loaded(weights: Path, _changed: int, device: Device, batch_size: int | None) -> Detector:
     return load(weights, device=device, batch_size=batch_size)

@@ -161,6 +161,13 @@ def test_weights_without_a_chosen_threshold_say_so(bundle):
         dsfer.load(bundle).threshold("auto")
 
 
+def test_a_cpu_takes_windows_one_by_one_unless_told_otherwise(bundle):
+    assert dsfer.load(bundle, device="cpu").inference.batch_size == 1
+    assert dsfer.load(bundle, device="cpu", batch_size=5).inference.batch_size == 5
+    with pytest.raises(ConfigError, match="0 is below 1"):
+        dsfer.load(bundle, batch_size=0)
+
+
 def test_running_out_of_gpu_memory_names_a_smaller_batch(bundle):
     def too_much(*_dates):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
