@@ -1,5 +1,5 @@
 # make repro   create the environment and run the whole pipeline (dvc repro), also after a kill
-# make test    create the environment and run the tests
+# make test    create the environment and run the tests; make test-all also runs the slow ones
 # make tables  run the paper's five tables at demo size into docs/tables, also after a kill
 # make up      start Prefect here: server, work pools, deployments, workers; make down ends them
 # make check   lint, format and types, as CI does
@@ -19,7 +19,7 @@ ifneq ($(TORCH),default)
 torch_backend := --torch-backend=$(TORCH)
 endif
 
-.PHONY: setup repro test check tables up down clean
+.PHONY: setup repro test test-all check tables up down clean
 
 setup: .venv/installed
 
@@ -36,6 +36,10 @@ repro: setup
 
 test: setup
 	pytest -n auto --dist loadgroup
+
+# With those that start whole pipelines and kill them.
+test-all: setup
+	pytest -n auto --dist loadgroup -m ''
 
 check: setup
 	ruff check

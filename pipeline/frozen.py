@@ -43,19 +43,34 @@ def read_yaml(path: Path) -> Any:
         ConfigError: the file is missing or no YAML.
     """
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"not a readable file ({error})",
             where=path,
             mend="run from the project's top folder, where params.yaml is, and keep it in UTF-8",
         ) from error
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: str, where: Path) -> Any:
+    """Read YAML as `read_yaml` does.
+
+    Args:
+        text: content of a file.
+        where: that file, for the message.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
     except Exception as error:  # the parser raises its own errors, and those of what it meets
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or first_line(error)
         raise ConfigError(
-            f"no YAML ({line}{problem})", where=path, mend="correct that line"
+            f"no YAML ({line}{problem})", where=where, mend="correct that line"
         ) from error
 
 

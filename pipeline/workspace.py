@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from dsfer.errors import DataError, DsferError
 from dsfer.files import read_json, write_json
-from pipeline.frozen import read_yaml
+from pipeline.frozen import parse_yaml
 from pipeline.params import PARAMS, change_params
 from pipeline.recovery import recover, recover_cache
 
@@ -112,9 +113,13 @@ def _prepared(project: Path) -> str:
     What it records of training does not count: it changes with every `dvc repro`.
     """
     records = project / "dvc.lock"
-    if not records.is_file():
-        return ""
-    shard = read_yaml(records).get("stages", {}).get("shard", {})
+    return _shards(records.read_text(encoding="utf-8"), records) if records.is_file() else ""
+
+
+@lru_cache(maxsize=1)  # a table names hundreds of experiments by one file, slow to parse
+def _shards(text: str, records: Path) -> str:
+    """The record of the shards in a lock file."""
+    shard = parse_yaml(text, records).get("stages", {}).get("shard", {})
     return json.dumps(shard.get("outs", []), sort_keys=True)
 
 

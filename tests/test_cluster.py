@@ -71,6 +71,7 @@ def scheduler(server: None) -> Iterator[str]:
         yield started.scheduler_address
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_of_a_tar_changes_nothing(tmp_path, monkeypatch, scheduler):
     monkeypatch.setattr(cropping, "unit_size", lambda total: 4)
     scenes = [scene(tmp_path, 32, 32, name=f"s{i}", seed=i) for i in range(6)]
@@ -291,6 +292,7 @@ def test_a_flow_whose_pairs_are_mapped_elsewhere_needs_no_gpu(mapped, monkeypatc
         prediction.predict(**given, cluster=scheduler)
 
 
+@pytest.mark.slow
 def test_a_pair_whose_worker_is_killed_is_mapped_by_another(mapped, scheduler):
     for date, image in enumerate(scenes(800, 600), start=1):
         write(mapped / f"large{date}.tif", image)

@@ -429,6 +429,7 @@ class Launched:
         return self.process.exitcode
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_others_with_one_message(tmp_path):
     job = Launched(tmp_path)
     job.ranks[1].kill()
@@ -441,12 +442,14 @@ def test_a_killed_rank_ends_the_others_with_one_message(tmp_path):
     assert "Traceback" not in job.said()
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_no_rank(tmp_path):
     job = Launched(tmp_path)
     job.launcher.kill()
     assert job.ends() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_launcher_saves_the_state(tmp_path):
     job = Launched(tmp_path, "stream")
     job.launcher.terminate()
@@ -468,6 +471,7 @@ def node(folder: Path, port: int, number: int) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_machines_train_as_one_process_does(runs, tmp_path):
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]

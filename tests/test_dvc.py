@@ -45,6 +45,7 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     return [process for process in found if process.info["cwd"] == str(folder)]
 
 
+@pytest.mark.slow
 def test_a_killed_experiment_goes_on_and_runs_only_what_depends_on_lambda(project):
     """On two processes, which end with the command that started them."""
     start = command("exp", "run", "-S", "lambda=0.7", "-S", "iterations=20", "-S", "processes=2")
@@ -130,6 +131,7 @@ def test_push_and_pull_carry_everything_to_another_clone(project, store, tmp_pat
     restore(project)
 
 
+@pytest.mark.slow
 def test_imagery_and_shards_that_move_to_a_bucket_change_no_result(project, store):
     imagery = upload(project.with_name("imagery"), "s3://moved/imagery")
     moves = ["-S", f"source={imagery}", "-S", "shards=s3://moved/shards"]

@@ -51,6 +51,7 @@ def project(tmp_path, monkeypatch):
     return project
 
 
+@pytest.mark.slow
 def test_what_failed_is_told_and_tried_again_when_the_same_is_started_again(
     project, tmp_path, capfd
 ):
@@ -90,6 +91,7 @@ def test_what_a_worker_took_and_never_began_is_run(project, tmp_path):
     assert finished().keys() == {"lost"}
 
 
+@pytest.mark.slow
 def test_a_sweep_right_after_another_runs_in_its_own_environment(project, tmp_path, monkeypatch):
     for gpu, amount in (("0", 3), ("1", 4)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpu)
@@ -99,6 +101,7 @@ def test_a_sweep_right_after_another_runs_in_its_own_environment(project, tmp_pa
     assert finished().keys() == {"on0", "on1"}
 
 
+@pytest.mark.slow
 def test_what_somebody_else_has_started_goes_on(project, tmp_path, capfd):
     with Repo() as repo:
         repo.experiments.run(params=["amount=5"], name="theirs", queue=True)

@@ -45,7 +45,7 @@ from tests.project import TINY, commit, dvc, environment, executed, restore, run
 from tests.test_mapping import scenes, write
 from tests.waiting import PATIENCE, wait_for
 
-pytestmark = pytest.mark.xdist_group("flows")  # one project and one server for all
+pytestmark = pytest.mark.xdist_group("dvc")  # one project, and one server, for all
 
 
 def free_port() -> int:
@@ -198,6 +198,7 @@ def test_a_run_with_parameters_becomes_an_experiment_and_shows_its_results(opera
     assert f"dvc exp apply {name}" in artifacts["report"].data
 
 
+@pytest.mark.slow
 def test_a_stage_with_parameters_finds_what_came_before_and_does_what_comes_after(operation):
     flow_run = operation.start("stage/local", name="evaluate", overlap=0.25)
     assert operation.finish(flow_run) == "Completed", operation.log(flow_run)
@@ -288,6 +289,7 @@ def test_parameters_that_exclude_each_other_end_the_run_with_the_reason(operatio
     assert copies(operation.project) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_table_and_says_which_experiment_failed(operation):
     flow_run = operation.start("sweep/local", grid={"lambda": [0.2, 1e300]}, jobs=2)
     assert operation.finish(flow_run) == "Failed"
@@ -303,6 +305,7 @@ def test_a_sweep_is_one_table_and_says_which_experiment_failed(operation):
     assert dvc(operation.project, "queue", "status") == queued
 
 
+@pytest.mark.slow
 def test_a_table_of_the_paper_is_run_once_shown_and_drawn(operation, monkeypatch, tmp_path):
     project, where = operation.project, "data/tables"
     flow_run = operation.start("benchmark/local", tables=["III"], datasets=["folder/tiny"], jobs=2)
@@ -400,6 +403,7 @@ def start_sweep(project: Path, grid: dict[str, Any], *options: str) -> subproces
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_stops_training_and_leaves_no_queue(project):
     with start_sweep(project, {"iterations": [100_000], "seed": [1, 2]}) as sweep:
         saved_state(project)
@@ -414,6 +418,7 @@ def test_a_sweep_that_is_stopped_stops_training_and_leaves_no_queue(project):
     shutil.rmtree(project / ".dvc/tmp/resume")
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_cancelled_stops_training_and_leaves_no_queue(operation):
     project = operation.project
     flow_run = operation.start("sweep/local", grid={"iterations": [100_000], "seed": [4, 5]})
@@ -425,6 +430,7 @@ def test_a_sweep_that_is_cancelled_stops_training_and_leaves_no_queue(operation)
     shutil.rmtree(project / ".dvc/tmp/resume")
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_when_the_worker_of_its_queue_is_killed(project, tmp_path):
     grid, out = {"iterations": [300], "validate_every": [100]}, tmp_path / "rows.json"
     with start_sweep(project, grid, "--out", str(out)) as sweep:
@@ -442,6 +448,7 @@ def test_a_sweep_goes_on_when_the_worker_of_its_queue_is_killed(project, tmp_pat
     assert not training(project) and not list(project.glob(".dvc/tmp/exps/tmp*"))
 
 
+@pytest.mark.slow
 def test_a_download_that_failed_is_tried_again(operation):
     """The stage's exit status says that the reason may pass; here it passes at the third try."""
     project, tries = operation.project, operation.project / "tries"
@@ -460,6 +467,7 @@ def test_a_download_that_failed_is_tried_again(operation):
         tries.unlink()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_called_counts_as_crashed_after_ctrl_c(operation):
     project = operation.project
     call = "from pipeline.flows import stage; stage(name='download')"
@@ -474,6 +482,7 @@ def test_a_run_that_was_called_counts_as_crashed_after_ctrl_c(operation):
         assert operation.finish(first) == "Crashed"
 
 
+@pytest.mark.slow
 def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
     """It is cancelled as two processes, each of which leads a session, and continued as one."""
     project = operation.project

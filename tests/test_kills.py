@@ -19,6 +19,7 @@ INSIDE = {
 """Where a checkpoint, a shard and a file of DVC's cache are cut off by a kill."""
 
 
+@pytest.mark.slow
 def test_kills_everywhere_leave_no_trace():
     printed = run(ROOT, sys.executable, "-m", "tests.killer", "--kills", "20", "--seed", "0")
     kills = [match.groups() for line in printed.splitlines() if (match := KILL.fullmatch(line))]

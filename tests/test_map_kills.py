@@ -42,6 +42,7 @@ def map_until(step: int, folder: Path) -> None:
     map_them(folder)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_leaves_finished_maps_or_a_run_that_goes_on(tmp_path):
     images = scenes(60, 40)
     for name, image in zip(("t1", "t2"), images, strict=True):

@@ -99,6 +99,7 @@ def date_back(folder: Path, experiment: str, when: str) -> None:
     run(folder, "git", "update-ref", ref, made.strip())
 
 
+@pytest.mark.slow
 def test_its_name_gives_it_a_row_of_table_i(own_project):
     """From a finished experiment; the paper's rows, which are not run here, say so."""
     dvc(own_project, "commit", "--force", "--quiet")
@@ -121,6 +122,7 @@ def test_its_name_gives_it_a_row_of_table_i(own_project):
     assert re.search(r"\| Dsfer-Net +\|.* not measured† \| +90\.76 \|", text)
 
 
+@pytest.mark.slow
 def test_its_cost_is_measured_for_table_ii(own_project):
     assert COST == "II --model small-net"
     measured = own_project / "cost.json"

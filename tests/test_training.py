@@ -232,6 +232,7 @@ except TrainingError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_missing_compiler_is_named(tmp_path):
     """In an interpreter of its own: torch keeps what it finds out about the compiler."""
     done = subprocess.run(
