@@ -1,6 +1,6 @@
 """Maps of large rasters: peak memory, and where the time goes that is not the network's.
 
-    python -m benchmarks.large_maps [--size 3000] [--size 10000] [--size 30000]
+    python -m benchmarks.large_maps [--size 3000] [--size 3000x12000] [--size 10000] …
 
 The network compares mean colours of squares and costs nearly nothing, so that all else
 shows. Peak memory is above what the process holds with the network ready, mapped files included.
@@ -29,24 +29,23 @@ OVERLAP = 1 / 8
 
 
 def main(
-    size: Annotated[list[int], typer.Option(help="side in pixels; may be repeated")] = [  # noqa: B006
-        3_000,
-        10_000,
-        30_000,
-    ],
+    size: Annotated[
+        list[str], typer.Option(help="side in pixels, or columns x rows; may be repeated")
+    ] = ["3000", "3000x12000", "3000x48000", "10000", "30000"],  # noqa: B006
     json: Annotated[Path | None, typer.Option(help="also write the numbers to this file")] = None,
     keep: Annotated[Path | None, typer.Option(help="leave rasters and maps in this folder")] = None,
 ) -> None:
     """Render rasters of each size, map them and say what it took."""
     report = Report(torch.device("cpu"), json)
-    for side in size:
+    for text in size:
+        cols, rows = (int(text.split("x")[axis]) for axis in (0, -1))
         with tempfile.TemporaryDirectory(prefix="dsfer-benchmark-") as name:
             folder = keep or Path(name)
-            summary, peak = separately(mapped, rasters(folder, side), folder / "changes")
+            summary, peak = separately(mapped, rasters(folder, cols, rows), folder / "changes")
         seconds = summary["seconds"]
         parts = ", ".join(f"{part} {value:,.0f} s" for part, value in seconds.items())
         report.note(
-            f"{side:,} x {side:,} px: peak memory {peak:,.0f} MB above the network; "
+            f"{cols:,} x {rows:,} px: peak memory {peak:,.0f} MB above the network; "
             f"{summary['changes']:,} changes; {parts}."
         )
 

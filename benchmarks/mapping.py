@@ -53,7 +53,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="dsfer-benchmark-") as name:
         folder = Path(name)
         weights = network(folder, width)
-        pairs = {size: rasters(folder, size) for size in (small, large)}
+        pairs = {size: rasters(folder, size, size) for size in (small, large)}
         peaks: dict[str, list[float]] = {}
         for size, pair in pairs.items():
             detector = dsfer.load(weights, batch_size=BATCH)
@@ -89,26 +89,27 @@ def network(folder: Path, width: float) -> Path:
     return path
 
 
-def rasters(folder: Path, size: int) -> tuple[Path, Path]:
+def rasters(folder: Path, cols: int, rows: int) -> tuple[Path, Path]:
     """Two georeferenced rasters of rendered ground, repeated to fill them."""
-    side = min(size, 1024)
+    side = min(cols, rows, 1024)
+    name = f"{cols}x{rows}"
     (scene,) = render_scenes(
-        folder / f"scene{size}", seed=0, count=1, size=side, workers=usable_cpus()
+        folder / f"scene-{name}", seed=0, count=1, size=side, workers=usable_cpus()
     )
     files = []
     for date in ("t1", "t2"):
         with rasterio.open(getattr(scene, date)) as source:
             pixels = source.read()
-        path = folder / f"{date}-{size}.tif"
+        path = folder / f"{date}-{name}.tif"
         with rasterio.open(
-            path, "w", driver="GTiff", width=size, height=size, count=3, dtype="uint8",
+            path, "w", driver="GTiff", width=cols, height=rows, count=3, dtype="uint8",
             crs="EPSG:32633", transform=from_origin(500_000, 5_000_000, 0.5, 0.5), tiled=True,
             compress="deflate", bigtiff="if_safer",
         ) as raster:  # fmt: skip
-            for top in range(0, size, side):
-                rows = min(side, size - top)
-                strip = np.tile(pixels[:, :rows], (1, 1, -(-size // side)))[:, :, :size]
-                window = rasterio.windows.Window(0, top, size, rows)
+            for top in range(0, rows, side):
+                high = min(side, rows - top)
+                strip = np.tile(pixels[:, :high], (1, 1, -(-cols // side)))[:, :, :cols]
+                window = rasterio.windows.Window(0, top, cols, high)
                 raster.write(strip, window=window)
         files.append(path)
     return files[0], files[1]

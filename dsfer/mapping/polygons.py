@@ -1,6 +1,7 @@
 """Change polygons of a class raster, and the raster that polygons stand for."""
 
 from collections.abc import Iterable, Iterator
+from itertools import compress, islice
 from pathlib import Path
 
 import geopandas as gpd
@@ -29,6 +30,9 @@ Points are joined by geodesics, which the edges of pixels are not: along a paral
 45 degrees north, 6 km² lie between the two, and 1/n² of that where n points divide it.
 """
 
+AT_A_TIME = 10_000
+"""Outlines that are measured at a time: those that are too small are not held with the others."""
+
 _ELLIPSOID = Geod(ellps="WGS84")
 
 
@@ -47,15 +51,20 @@ def trace_polygons(
     Returns:
         Columns `id`, `area_m2` and `geometry`, in the CRS of the grid, from north to south.
     """
-    outlines = list(_outlines(classes))
-    if fill_holes:
-        outlines = _filled(outlines, grid, fill_holes)
-    table = gpd.GeoDataFrame(
-        {"area_m2": _areas(outlines, grid)}, geometry=outlines, crs=grid.crs.to_wkt()
+    traced = _outlines(classes)
+    outlines: list[Polygon] = []
+    areas: list[float] = []
+    while some := list(islice(traced, AT_A_TIME)):
+        some = _filled(some, grid, fill_holes) if fill_holes else some
+        sizes = _areas(some, grid)
+        large = sizes >= min_area
+        outlines += compress(some, large)
+        areas += sizes[large].tolist()
+    return gpd.GeoDataFrame(
+        {"id": np.arange(1, len(outlines) + 1), "area_m2": np.array(areas, float)},
+        geometry=outlines,
+        crs=grid.crs.to_wkt(),
     )
-    table = table[table["area_m2"] >= min_area].reset_index(drop=True)
-    table.insert(0, "id", np.arange(1, len(table) + 1))
-    return table
 
 
 def _filled(outlines: list[Polygon], grid: Grid, fill_holes: float) -> list[Polygon]:
