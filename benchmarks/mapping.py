@@ -37,7 +37,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 TILE = 256
-BATCH = 8
 
 
 def main(
@@ -56,7 +55,7 @@ def main(
         pairs = {size: rasters(folder, size, size) for size in (small, large)}
         peaks: dict[str, list[float]] = {}
         for size, pair in pairs.items():
-            detector = dsfer.load(weights, batch_size=BATCH)
+            detector = dsfer.load(weights)
             ways: dict[str, Callable[[], object]] = {
                 name: functools.partial(way, detector, *pair) for name, way in WAYS.items()
             }
@@ -68,7 +67,8 @@ def main(
             shares = ", ".join(f"{part} {100 * s / total:.0f} %" for part, s in seconds.items())
             report.note(
                 f"{size} px, overlap of half, share of the seconds of each part, the first "
-                f"three of which run at the same time: {shares}."
+                f"three of which run at the same time: {shares}. Windows at a time: "
+                f"{detector.inference.batch_size}."
             )
             for way in WAYS:
                 peaks.setdefault(way, []).append(separately(peak_memory, way, weights, pair))
@@ -156,8 +156,8 @@ def ours(overlap: float, detector: Detector, t1: Path, t2: Path) -> dict[str, An
 
 WAYS: dict[str, Callable[[Detector, Path, Path], object]] = {
     "straightforward: all in memory, one tile at a time": plainly,
-    f"ours, no overlap, {BATCH} windows at a time": lambda *of: ours(0.0, *of),
-    f"ours, overlap of half, {BATCH} windows at a time": lambda *of: ours(0.5, *of),
+    "ours, no overlap": lambda *of: ours(0.0, *of),
+    "ours, overlap of half": lambda *of: ours(0.5, *of),
 }
 
 
@@ -181,7 +181,7 @@ def separately(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R
 
 def peak_memory(way: str, weights: Path, pair: tuple[Path, Path]) -> float:
     """Peak memory in MB of one way, above what a process holds with the network loaded."""
-    detector = dsfer.load(weights, batch_size=BATCH)
+    detector = dsfer.load(weights)
     before = held_now()
     WAYS[way](detector, *pair)
     return (resident("VmHWM") - before) / 1000
