@@ -4,9 +4,10 @@
 
 As the paper: the wall time of a test loop of one pair at a time in float32, from files to
 predictions (with torch's defaults, under which a GPU convolves float32 in TF32). As users need it:
-from shards to counts, on a GPU at the fastest of a few batch sizes, on a CPU in batches of 4, not
-searched, in bf16 where the device has it; the time from one pair to its logits, and the memory of a
-batch. Weights are drawn, not trained; neither changes what a pass costs.
+from shards to counts, at the fastest of a few batch sizes and in bf16 where the device has it; the
+time from one pair to its logits, and the memory of a batch: on a CPU that of a process of its own.
+Nothing is compiled, as that takes minutes for every network and batch size. Weights are drawn, not
+trained, which does not change what a pass costs.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ import dsfer
 from benchmarks import plain
 from benchmarks.arithmetic import flops_of_pair
 from benchmarks.demo import DemoTiles, demo_tiles
+from benchmarks.memory import held_now, is_told, resident, separately
 from benchmarks.side_by_side import Report, Timing, clock, compare
 from dsfer.data.batches import BatchSource
 from dsfer.evaluation import Inference, Precision, count_tiles, has_bf16
@@ -60,7 +62,7 @@ def main(
     report = Report(where, json)
     names = [*(only or measured_networks()), *(add or ())]
     networks = {name: build(name, size, where) for name in names}
-    sizes = batches or ([16, 64, 128] if where.type == "cuda" else [4])
+    sizes = batches or ([16, 64, 128] if where.type == "cuda" else [1, 4, 8])
     with demo_tiles(max(tiles, pairs), size) as data:
         loops = compare(
             {name: partial(test_loop, net, data, where, pairs) for name, net in networks.items()},
@@ -76,8 +78,9 @@ def main(
             {name: scorer(net, data, where, tiles, best[name]) for name, net in networks.items()},
             items=tiles,
             rounds=rounds,
+            warm_up=1 if where.type == "cuda" else 0,  # the search was one
         )
-        at = "each at its best batch" if len(sizes) > 1 else f"batches of {sizes[0]}, not searched"
+        at = f"each at the best batch of {', '.join(map(str, sizes))}"
         report.add(f"scoring {tiles} pairs of {size} px, {at}", rates, "pairs")
         delays = compare(
             {name: single_pair(net, size, where) for name, net in networks.items()},
@@ -86,7 +89,7 @@ def main(
         )
         report.add(f"one pair of {size} px, {PASSES} times", delays, "pairs")
     rows = [
-        row_of(name, net, size, pairs, best[name], *timings)
+        row_of(name, net, size, pairs, best[name], sizes, *timings)
         for (name, net), *timings in zip(networks.items(), loops, rates, delays, strict=True)
     ]
     report.rows([row.model_dump() for row in rows])
@@ -150,15 +153,14 @@ def best_batch(
 ) -> int:
     """The batch size of the highest rate, of those for which the device has the memory.
 
-    Of a single one nothing is tried.
+    On a CPU one pair warms up: passes over all tiles would take minutes more, and change little.
     """
-    if len(sizes) == 1:
-        return sizes[0]
     rates: dict[int, float] = {}
     for size in sizes:
         score = scorer(model, data, device, tiles, size)
+        warm_up = score if device.type == "cuda" else scorer(model, data, device, 1, size)
         try:
-            score()
+            warm_up()
             started = clock()
             score()
         except torch.cuda.OutOfMemoryError:
@@ -189,6 +191,7 @@ def row_of(
     size: int,
     count: int,
     batch: int,
+    tried: list[int],
     loop: Timing,
     rate: Timing,
     delay: Timing,
@@ -205,23 +208,40 @@ def row_of(
         test_pairs=count,
         pairs_per_second=rate.rate,
         batch=batch,
+        tried=tried,
         latency_ms=1000 * delay.seconds / PASSES,
-        peak_mib=peak_memory(model, size, batch) if device.type == "cuda" else None,
+        peak_mib=peak_memory(name, model, size, batch),
         precision=best_precision(device),
     )
 
 
-def peak_memory(model: nn.Module, size: int, batch: int) -> float:
-    """MiB of GPU memory that the weights and a pass over one batch take at most."""
+def peak_memory(name: str, model: nn.Module, size: int, batch: int) -> float | None:
+    """MiB that the weights and a pass over one batch take at most; None where no system tells."""
     device = next(model.parameters()).device
+    if device.type == "cpu":
+        return separately(host_memory, name, size, batch) if is_told() else None
     own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
+    one_pass(model, size, batch)
+    return (torch.cuda.max_memory_allocated(device) - before + own) / MEBIBYTE
+
+
+def host_memory(name: str, size: int, batch: int) -> float:
+    """MiB that this process takes at most for a network, above what it holds without one."""
+    torch.conv2d(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3))  # loads what computes
+    before = held_now()
+    one_pass(build(name, size, torch.device("cpu")), size, batch)
+    return (resident("VmHWM") - before) / 1024
+
+
+def one_pass(model: nn.Module, size: int, batch: int) -> None:
+    """Run a network over a batch of black pairs, as users need it."""
+    device = next(model.parameters()).device
     pairs = torch.zeros((batch, 2, size, size, 3), dtype=torch.uint8, device=device)
     inference = inference_of((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), device, batch)
     with torch.inference_mode(), inference.autocast():
-        model(*inference.inputs(pairs))
-    return (torch.cuda.max_memory_allocated(device) - before + own) / MEBIBYTE
+        model.to(memory_format=torch.channels_last)(*inference.inputs(pairs))
 
 
 if __name__ == "__main__":

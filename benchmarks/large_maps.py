@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 import dsfer
-from benchmarks.mapping import TILE, held_now, rasters, resident, separately
+from benchmarks.mapping import TILE, rasters
+from benchmarks.memory import held_now, resident, separately
 from benchmarks.side_by_side import Report
 from dsfer.detector import Detector
 from dsfer.evaluation import Inference

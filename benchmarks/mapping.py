@@ -10,14 +10,11 @@ loaded.
 """
 
 import functools
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 import rasterio
@@ -26,15 +23,13 @@ import typer
 from rasterio.transform import from_origin
 
 import dsfer
+from benchmarks.memory import held_now, resident, separately
 from benchmarks.side_by_side import Report, compare
 from dsfer.data.demo import render_scenes
 from dsfer.data.workers import usable_cpus
 from dsfer.detector import Detector
 from dsfer.mapping.predict import MapOptions
 from dsfer.weights import Metadata, save_weights
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 TILE = 256
 
@@ -173,33 +168,12 @@ def check_alike(pair: tuple[Path, Path], detector: Detector) -> None:
         raise SystemExit(f"probabilities differ by {apart:.2g} from the straightforward ones")
 
 
-def separately(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """What a function returns in a process of its own, whose memory nothing else has touched."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args, **kwargs).result()
-
-
 def peak_memory(way: str, weights: Path, pair: tuple[Path, Path]) -> float:
     """Peak memory in MB of one way, above what a process holds with the network loaded."""
     detector = dsfer.load(weights)
     before = held_now()
     WAYS[way](detector, *pair)
     return (resident("VmHWM") - before) / 1000
-
-
-def held_now() -> int:
-    """Memory of this process in kB, from which `VmHWM` counts anew."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return resident("VmRSS")
-
-
-def resident(what: str) -> int:
-    """Memory of this process in kB, mapped files included: `VmRSS` now, `VmHWM` at its highest."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(rf"{what}:\s+(\d+) kB", status)
-    if found is None:
-        raise SystemExit("this system does not say how much memory a process holds")
-    return int(found[1])
 
 
 if __name__ == "__main__":

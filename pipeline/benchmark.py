@@ -11,7 +11,7 @@ run of `benchmarks/cost.py`, which fails as a whole.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -28,7 +28,7 @@ from dsfer.significance import BLOCK, FEW, by_block, compare_f1
 from pipeline.cells import Cell, missing_reason, queue_held, read_counts, read_metrics, run_cells
 from pipeline.cost import cost_caption, cost_records, measure_costs
 from pipeline.experiments import finished
-from pipeline.results import Metrics
+from pipeline.results import Metrics, read_figures
 from pipeline.sensitivity import write_plot
 from pipeline.sheets import (
     MARK,
@@ -50,7 +50,7 @@ from pipeline.tables import (
     row_keys,
     table_names,
 )
-from pipeline.typeset import write_document
+from pipeline.typeset import Picture, write_document
 
 LAST_STAGE = "evaluate"
 """Tables need scores and weights; the report of a cell is made by `dvc exp run` with its values."""
@@ -143,12 +143,12 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
         lines += [line for row in keys for line in cost_records(name, *row, costs)]
         records = pd.DataFrame(lines)
         sheets = sheets_of(records, rows, outcomes, plan)
-        write_table(name, records, sheets, out)
+        plates, undrawn = draw_figures(rows, outcomes, out) if name == "I" else ([], [])
+        write_table(name, records, sheets, out, plates)
         missing += [f"{sheet.title}: {sheet.failure}" for sheet in sheets if sheet.failure]
         lacking = records[records["why"] != ""]
         missing += (lacking["row"] + ": " + lacking["why"]).unique().tolist()
-        if name == "I":
-            missing += draw_figures(rows, outcomes, out)
+        missing += undrawn
     print(f"tables {', '.join(entries)} are in {out}", flush=True)
     if missing:
         raise BenchmarkError(
@@ -230,27 +230,40 @@ def _significance(entries: Sequence[Entry], outcomes: dict[str, Outcome]) -> lis
 
 def draw_figures(
     entries: Sequence[Entry], outcomes: dict[str, Outcome], out: Path
-) -> Iterator[str]:
+) -> tuple[list[Picture], list[str]]:
     """Draw the paper's plates with all rows of Table I, into a folder for each data set.
 
     Where that cannot be, a former folder is removed: its networks are not those of the table.
 
-    Yields:
-        What could not be drawn, and why.
+    Returns:
+        The plate of all rows of each data set, and what could not be drawn, and why.
     """
     from pipeline.comparison import draw_plates  # needs torch, which is slow to import
 
+    plates: list[Picture] = []
+    undrawn: list[str] = []
     for dataset in dict.fromkeys(entry.dataset for entry in entries):
         here = [entry for entry in entries if entry.dataset == dataset]
         folder = out / f"comparison-{dataset.replace('/', '-')}"
         try:
             draw_plates(here, outcomes, folder)
+            drawn, (path, *_) = read_figures(folder)
         except DsferError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            yield f"figures, {dataset}: {error}"
+            undrawn.append(f"figures, {dataset}: {error}")
+            continue
+        plate = drawn.figures[0]
+        plates.append(Picture(path, plate.title, f"{dataset}: {plate.title}. {plate.caption}"))
+    return plates, undrawn
 
 
-def write_table(name: Name, records: pd.DataFrame, sheets: Sequence[Sheet], out: Path) -> None:
+def write_table(
+    name: Name,
+    records: pd.DataFrame,
+    sheets: Sequence[Sheet],
+    out: Path,
+    plates: Sequence[Picture] = (),
+) -> None:
     """Write one table in all formats; numbers of sheets that it no longer has are removed."""
     stem, picture = f"table-{name}", None
     if name == "V":
@@ -262,7 +275,8 @@ def write_table(name: Name, records: pd.DataFrame, sheets: Sequence[Sheet], out:
         write_csv(table, path)
     for path in set(out.glob(f"{stem}-*-significance.csv")) - numbers.keys():
         path.unlink()
-    write_document(out, stem, f"Table {name}. {load_tables()[name].title}", sheets, picture)
+    title = f"Table {name}. {load_tables()[name].title}"
+    write_document(out, stem, title, sheets, picture, plates)
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

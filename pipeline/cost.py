@@ -22,7 +22,7 @@ from pipeline.workspace import commit, experiment_name
 KEPT = Path(".dvc/tmp/tables")
 """Where measured costs lie in a project."""
 
-MADE = ("device", "torch", "date", "pairs", "precision", "batch")
+MADE = ("device", "torch", "date", "pairs", "precision", "batch", "tried")
 """What records tell of how they were made."""
 
 BESIDE = {"seconds": "A100"}
@@ -46,9 +46,11 @@ class Cost(Stored):
         gmacs: of one pair, forward: half the operations of convolutions and matrix products.
         test_loop_s: seconds that the paper's loop takes over `test_pairs`.
         test_pairs: how many those are.
-        pairs_per_second: from shards to counts, at `batch` and in `precision`.
+        pairs_per_second: from shards to counts, at `batch` and in `precision`, uncompiled.
+        batch: the size of the highest rate, of those that were `tried`.
         latency_ms: from one pair on the device to its logits, in `precision`.
-        peak_mib: of the network and one batch in the device's memory; None on a CPU.
+        peak_mib: of the network and one batch in the device's memory, on a CPU in a process of its
+            own; None where the system does not tell.
     """
 
     network: str
@@ -60,6 +62,7 @@ class Cost(Stored):
     test_pairs: int
     pairs_per_second: float
     batch: int
+    tried: list[int]
     latency_ms: float
     peak_mib: float | None
     precision: str
@@ -163,8 +166,8 @@ def _measured(cost: Cost) -> dict[str, list[float]]:
 
 def _made(cost: Cost, run: Costs) -> dict[str, object]:
     """How it was measured, by `MADE`."""
-    pairs, batch = str(cost.test_pairs), str(cost.batch)
-    values = (run.device, run.torch, run.date, pairs, cost.precision, batch)
+    pairs, batch, tried = str(cost.test_pairs), str(cost.batch), ", ".join(map(str, cost.tried))
+    values = (run.device, run.torch, run.date, pairs, cost.precision, batch, tried)
     return dict(zip(MADE, values, strict=True))
 
 
@@ -180,7 +183,11 @@ def cost_caption(records: pd.DataFrame) -> str:
         "seconds": "Test loop as the paper's: float32, one pair after the other, reading included, "
         f"scaled from {made['pairs']} pairs to {PAPER_PAIRS:,}; the paper's seconds are of an "
         "NVIDIA A100, so no difference is given.",
-        "pairs/s": f"Pairs per second at batches of {made['batch']}, {made['precision']}.",
+        "pairs/s": f"Pairs per second at the fastest batch of those tried ({made['tried']}; which "
+        f"it was is in the .csv), in {made['precision']} and uncompiled: torch.compile takes "
+        "minutes for every network and batch size.",
+        "latency": "Latency of one pair that is on the device, likewise.",
+        "memory": "Peak memory of the network and that batch, above what a process holds without.",
     }
     told = [text for measure, text in sentences.items() if measure in set(records["measure"])]
     where = f"{made['device']}, torch {made['torch']}, {made['date']}"

@@ -1,6 +1,7 @@
 """Tables as Markdown, LaTeX and HTML."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,37 @@ TEX_FIGURE = r"""
 """
 
 
+KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
+"""Media types of pictures that pages hold."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture below the tables of a page.
+
+    Attributes:
+        path: a file of `KINDS`.
+        shows: what there is to see, for those who do not.
+        caption: the sentence below it, or nothing.
+    """
+
+    path: Path
+    shows: str
+    caption: str = ""
+
+    @property
+    def uri(self) -> str:
+        """The whole file as an address, so that the page needs no other."""
+        return data_uri(self.path.read_bytes(), KINDS[self.path.suffix])
+
+
 def write_document(
-    folder: Path, stem: str, title: str, sheets: Sequence[Sheet], picture: str | None = None
+    folder: Path,
+    stem: str,
+    title: str,
+    sheets: Sequence[Sheet],
+    picture: str | None = None,
+    plates: Sequence[Picture] = (),
 ) -> None:
     """Write sheets as `stem` with the suffixes .md, .tex and .html.
 
@@ -56,11 +86,15 @@ def write_document(
         title: of the pages.
         sheets: in their order.
         picture: stem of a picture in the folder, there as .svg and .pdf.
+        plates: pictures for the page alone.
     """
+    shown = [*plates]
+    if picture:
+        shown.insert(0, Picture(folder / f"{picture}.svg", "F1 over λ, ours and the paper's"))
     texts = {
         ".md": markdown(title, sheets, picture),
         ".tex": latex(sheets, picture),
-        ".html": html(title, sheets, folder / f"{picture}.svg" if picture else None),
+        ".html": html(title, sheets, shown),
     }
     for suffix, text in texts.items():
         write_bytes(folder / f"{stem}{suffix}", text.encode())
@@ -108,11 +142,10 @@ def _float(sheet: Sheet) -> str:
     )
 
 
-def html(title: str, sheets: Sequence[Sheet], picture: Path | None) -> str:
-    """Sheets as one page that needs nothing but itself."""
+def html(title: str, sheets: Sequence[Sheet], pictures: Sequence[Picture] = ()) -> str:
+    """Sheets and pictures as one page that needs nothing but itself."""
     tables = [
         (sheet, sheet.frame.to_html(border=0, justify="unset", index_names=False))
         for sheet in sheets
     ]
-    drawn = data_uri(picture.read_bytes(), "image/svg+xml") if picture else None
-    return draw_page("tables.html", title=title, tables=tables, drawn=drawn)
+    return draw_page("tables.html", title=title, tables=tables, pictures=pictures)

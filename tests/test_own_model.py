@@ -127,16 +127,14 @@ def test_its_cost_is_measured_for_table_ii(own_project):
     assert COST == "II --model small-net"
     measured = own_project / "cost.json"
     options = (
-        "--only fc-ef-res --add small-net --size 64 --pairs 2 --tiles 2 --batches 2 --rounds 2"
+        "--only fc-ef-res --add small-net --size 64 --pairs 2 --tiles 2 --batches 1 --batches 2"
     )
-    code = f"""
-import sys
-from runpy import run_module
-
-sys.argv[1:] = {[*options.split(), "--json", str(measured)]}
-run_module("benchmarks.cost", run_name="__main__")
-"""
-    python(own_project, code)
+    command = [sys.executable, "-m", "benchmarks.cost", *options.split(), "--json", str(measured)]
+    run(own_project, *command)
     rows = {row["network"]: row for row in json.loads(measured.read_text())["rows"]}
     assert list(rows) == ["fc-ef-res", "small-net"]
-    assert rows["small-net"]["variant"] is None and rows["small-net"]["gmacs"] > 0
+    own = rows["small-net"]
+    assert own["variant"] is None and own["gmacs"] > 0
+    assert own["tried"] == [1, 2] and own["batch"] in own["tried"]
+    if sys.platform == "linux":  # the weights alone, in float32
+        assert own["peak_mib"] > 4 * own["parameters"] / 2**20

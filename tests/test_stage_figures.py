@@ -176,6 +176,7 @@ def test_rows_of_a_table_that_cannot_be_drawn_are_named(tiles, tmp_path, monkeyp
         "dsfer-net": "has schema 2, this version reads schema 3",
     }
     caption = drawn["figures"][0]["caption"]
+    assert "false alarm cyan, change missed red" in caption
     assert "of Table I with seed 0, trained on split 0123456789ab. Left out: BiT: is not" in caption
     for names, problem in (([], "no row has a result"), (["frnet"], "no row has weights")):
         done = {row.cells[0].name for row in rows if row.key in names}

@@ -7,13 +7,14 @@ import subprocess
 from datetime import date, timedelta
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torchvision
 
 from dsfer.errors import ConfigError, DataError
-from dsfer.files import read_json, write_json
+from dsfer.figures import data_uri
 from dsfer.models import MODELS, Method, imagenet
 from pipeline import benchmark, cost, flows, sheets
 from pipeline.benchmark import BenchmarkError, Plan, parse_changes, parse_seeds
@@ -25,6 +26,7 @@ from pipeline.sensitivity import sensitivity_figure, write_plot
 from pipeline.sheets import records_of, score_caption, score_sheet
 from pipeline.tables import entries_of, load_tables, paper_figures, row_keys
 from pipeline.typeset import html, latex, markdown, write_document
+from tests.made_up_run import random_tile, write_figures
 from tests.pages import addresses
 
 DAY = date(2026, 11, 24)
@@ -82,7 +84,8 @@ def test_every_row_of_every_table_has_its_figures_and_possible_parameters():
             figures = paper_figures(name, key)
             assert set(figures) == set(table.datasets or ["levir-cd"])
             if name == "I":
-                assert row.label == paper.titles[key]
+                variant = " (V5)" if key == "changeformer" else ""  # Table II counts that one
+                assert row.label == paper.titles[key] + variant
     assert paper_figures("V", "1")["cdd"] == {"F1": 95.17, "OA": 98.84}
 
 
@@ -279,7 +282,7 @@ def test_what_is_missing_is_never_filled_and_says_why():
         "seed 1 failed: lr: the loss is inf at step 1."
     )
     assert sheet.notes[2] == "† VGG-16: seed 0 failed: no room."
-    for text in (markdown("T", [sheet], None), html("T", [sheet], None), latex([sheet], None)):
+    for text in (markdown("T", [sheet], None), html("T", [sheet]), latex([sheet], None)):
         assert text.count("the loss is inf") == 2
 
 
@@ -318,7 +321,7 @@ def test_rows_of_other_splits_are_not_compared():
     assert table.frame.loc["BiT", ("F1", "ours")] == "50.00"
     assert compared.frame.loc["all pairs", "Δ F1"] == "failed†"
     assert "scored on different splits: 0, 1" in compared.notes[0]
-    for text in (markdown("T", [compared], None), html("T", [compared], None)):
+    for text in (markdown("T", [compared], None), html("T", [compared])):
         assert "scored on different splits: 0, 1" in text
 
 
@@ -412,7 +415,7 @@ def test_pairs_of_methods_are_compared_over_pooled_seeds(monkeypatch):
 
 def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monkeypatch):
     """Dsfer-Net is better than all others, BiT failed; VcT's counts are gone from the cache."""
-    ran = []
+    ran, left_out = [], []
 
     def run_cells(cells, *_):
         ran.extend(cells)
@@ -426,7 +429,8 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
         missing = [e.key for e in entries if isinstance(outcomes[e.cells[0].name], str)]
         if gone:
             raise DataError("holds no shards")
-        write_json(folder / "figures.json", {"rows": len(entries), "left_out": missing})
+        left_out.append(missing)
+        write_figures(folder, [random_tile(np.random.default_rng(0), 0)])
 
     def f1(cell):
         return scores(90.0 if cell.settings.params.model == "dsfer-net" else 75.0)
@@ -457,8 +461,11 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
         "table-I.md", "table-I.tex", "table-I.html", "table-I.csv", "table-I-demo-significance.csv",
         "comparison-demo",
     }  # fmt: skip
-    drawn = read_json(tmp_path / "comparison-demo/figures.json")
-    assert drawn == {"rows": 9, "left_out": ["bit"]}
+    assert left_out == [["bit"]]
+    page = (tmp_path / "table-I.html").read_text()
+    plate = (tmp_path / "comparison-demo/comparison.png").read_bytes()
+    assert [address for _, _, address in addresses(page)] == [data_uri(plate, "image/png")]
+    assert "demo: Title of comparison. Caption of comparison" in page
     failed, gone = set(), True
     others = [tmp_path / f"table-{name}-demo-significance.csv" for name in ("I-folder", "II")]
     for path in others:
@@ -467,6 +474,7 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
         benchmark.benchmark(plan, 1, tmp_path)
     assert not (tmp_path / "comparison-demo").exists()
     assert {path.name for path in tmp_path.glob("*-significance.csv")} == {others[1].name}
+    assert not addresses((tmp_path / "table-I.html").read_text())
     text = (tmp_path / "table-I.md").read_text()
     assert re.search(r"\| BiT +\| +80\.00 \|", text) and "† is not in DVC's cache" in text
 
@@ -475,7 +483,7 @@ def made_up_costs():
     row = {
         "variant": None, "parameters": 34_085_990, "live": 30_000_000, "gmacs": 75.19,
         "test_pairs": 16, "test_loop_s": 0.5, "pairs_per_second": 3.5, "batch": 8,
-        "latency_ms": 250.0, "peak_mib": None, "precision": "float32",
+        "tried": [1, 8], "latency_ms": 250.0, "peak_mib": None, "precision": "float32",
     }  # fmt: skip
     about = {"command": "c", "device": "2 cores", "date": "2026-11-27", "torch": "2.15"}
     return about | {"rows": [{"network": name} | row for name in cost.measured_networks()]}
@@ -500,6 +508,9 @@ def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
     }
     assert sheet.notes == ()
     assert "scaled from 16 pairs to 2,048" in sheet.caption and "2 cores" in sheet.caption
+    assert "fastest batch of those tried (1, 8;" in sheet.caption
+    assert "in float32 and uncompiled" in sheet.caption
+    assert records[records["key"] == "bit"]["batch"].unique() == "8"
 
 
 def test_the_time_of_every_encoder_stands_beside_its_scores():
@@ -605,7 +616,7 @@ def test_the_page_needs_nothing_but_itself(document):
 def test_names_from_outside_are_escaped():
     records = measured("III", "levir-cd", lambda key, seed: f"failed: <b>100 %_$#&{{}}^\\ {seed}")
     sheet = sheet_of(records)
-    assert "<b>" not in html("T", [sheet], None)
+    assert "<b>" not in html("T", [sheet])
     assert r"100 \%\_\$\#\&\{\}\textasciicircum{}\textbackslash{}" in latex([sheet], None)
 
 

@@ -121,7 +121,10 @@ def draw(
     )
 
 
-COMPARISON = "As the paper's Figs. 6 to 8."
+COMPARISON = (
+    "As the paper's Figs. 6 to 8: change found is white, false alarm cyan, change missed red, "
+    "rightly unchanged black; ignored, which is ours, grey."
+)
 TRAINED_HERE = (
     "The networks are those that were trained on this split of this data set when the figure was "
     "drawn."
