@@ -31,6 +31,7 @@ from dsfer.mapping.pairs import (
     row_of,
 )
 from dsfer.mapping.predict import AS_IT_IS, DEFAULTS, MapOptions, second_raster
+from dsfer.mapping.work import local_folder
 from pipeline.artifacts import thumbnail
 from pipeline.cluster import RETRIES, may_pass, scheduler
 from pipeline.flows import end_with_worker
@@ -71,7 +72,7 @@ def predict(
     Raises:
         DsferError: the list or the weights are unusable, or, when all are tried, pairs failed.
     """
-    listed, folder, bundle = list_pairs(pairs), Path(out).absolute(), Path(weights).absolute()
+    listed, folder, bundle = list_pairs(pairs), local_folder(out), Path(weights).absolute()
     # What is wrong with it is wrong with every pair; a GPU is needed only where pairs are mapped.
     detector(bundle, device if cluster is None else "cpu", batch_size)
     how = {"reading": reading, "options": options, "label_rule": label_rule, "resume": True}

@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 from upath import UPath
 
+import dsfer
+from dsfer.files import read_json
 from tests.project import (
     ROOT,
     STAGES,
@@ -37,6 +40,17 @@ pytestmark = pytest.mark.xdist_group("dvc")  # one process: the project below is
 def test_a_second_repro_does_nothing(project):
     assert "Data and pipelines are up to date." in dvc(project, "repro")
     assert run(project, "git", "status", "--short") == ""
+
+
+def test_the_bundle_that_training_leaves_says_where_it_comes_from(project):
+    results = project / "data/folder/tiny/models/dsfer-net"
+    about = dsfer.load(results / "training").metadata.about
+    assert (about["dataset"], about["recipe"]) == ("folder/tiny", "modern")
+    assert (about["seed"], about["iterations"]) == (0, 2)
+    assert about["split_hash"] == read_json(results / "evaluation/metrics.json")["split_hash"]
+    history = pd.read_csv(results / "training/history.csv").set_index("step")
+    best = about["best"]
+    assert best["val/F1"] == pytest.approx(history.loc[best["step"], "val/F1"], nan_ok=True)
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:

@@ -15,6 +15,7 @@ from dsfer.cli import app
 from dsfer.errors import CheckpointError, ConfigError
 from dsfer.export import export_onnx
 from dsfer.weights import Metadata, save_weights
+from tests.test_model_contract import ALL, SIDE, name_of
 
 TIED = {"width": 0.125, "image_size": 32, "hopfield_dim": 16}
 FREE = {"width": 0.125, "norm": "channel", "hopfield_dim": 16}
@@ -76,6 +77,23 @@ def test_the_export_and_its_record_are_all_that_is_needed(tmp_path, model, optio
         np.testing.assert_allclose(by_the_record(out, images), expected, atol=1e-4)
     with pytest.raises(CheckpointError, match="is an exported network"):
         dsfer.load(out)
+
+
+OF_EACH = {(case.model, case.options.get("encoder")): case for case in reversed(ALL)}
+"""The first case of every network and encoder."""
+
+
+@pytest.mark.parametrize("case", OF_EACH.values(), ids=name_of)
+def test_every_network_and_encoder_computes_the_same_as_onnx(tmp_path, case):
+    path = tmp_path / "weights.safetensors"
+    record = Metadata(case.model, case.options, (127,) * 3, (60,) * 3, tile_size=SIDE)
+    save_weights(case.build(), path, record)
+    export_onnx(path, tmp_path / "model.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), dtype=np.uint8)
+    expected = dsfer.load(path).probabilities(images[None])[0]
+    assert expected.std() > 0.01
+    found = by_the_record(tmp_path / "model.onnx", images)
+    np.testing.assert_allclose(found, expected, atol=export.TOLERANCE)
 
 
 def test_an_export_that_computes_something_else_is_not_left_behind(tmp_path, monkeypatch):

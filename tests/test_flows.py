@@ -36,6 +36,7 @@ from dsfer.files import read_json
 from dsfer.processes import process_mark
 from pipeline import operate
 from pipeline.cells import Cell, read_metrics
+from pipeline.cluster import RETRIES
 from pipeline.comparison import draw_plates
 from pipeline.experiments import WORKERS
 from pipeline.flows import check_jobs
@@ -383,6 +384,8 @@ def test_maps_of_pairs_of_which_one_is_broken_by_a_worker(operation, tmp_path):
         ("broken", "failed"), ("good", "done"), ("signed", "failed"),
     ]  # fmt: skip
     assert "http://127.0.0.1:1/1.tif?...: " in rows[2]["error"]
+    tries = {run.name: run.run_count for run in operation.client.read_task_runs(limit=200)}
+    assert (tries["broken"], tries["signed"]) == (1, 1 + RETRIES)  # an address may answer later
     check_unknown(operation.project, "topsecret")
     (shown,) = operation.client.read_artifacts(
         artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["map-good"]))

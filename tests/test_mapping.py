@@ -42,7 +42,7 @@ from dsfer.errors import ConfigError, DataError, DsferError, GridMismatchError, 
 from dsfer.evaluation import Inference
 from dsfer.mapping.grids import Grid
 from dsfer.mapping.pair import RasterPair, Reading
-from dsfer.mapping.pairs import ListedPair, map_pair
+from dsfer.mapping.pairs import ListedPair, map_pair, map_pairs
 from dsfer.mapping.polygons import draw_polygons, mean_probability, trace_polygons
 from dsfer.mapping.predict import MapOptions, predict_raster
 from dsfer.mapping.raw import RawRaster
@@ -53,6 +53,7 @@ from tests.disks import mounted
 
 UTM = CRS.from_epsg(32633)
 PLACE = from_origin(500_000, 5_000_000, 2, 2)
+DEGREES = from_origin(10, 50, 1e-3, 1e-3)
 
 
 class Difference(nn.Module):
@@ -213,6 +214,84 @@ def test_areas_are_square_metres_on_the_ground_in_any_crs(tmp_path, crs):
     outline = gpd.read_file(tmp_path / "out/changes.gpkg")
     on_the_plane = outline.to_crs(UTM).area.sum() / 0.9996**2
     assert summary["changed_area_m2"] == pytest.approx(on_the_plane, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("crs", "place", "metres"),
+    [
+        (3413, from_origin(-600, 600, 30, 30), (30.93, 30.93)),  # the pole in the middle
+        (3031, from_origin(-600, 600, 30, 30), (30.87, 30.87)),
+        (4326, from_origin(-180, 40, 9, 2), (997_000, 221_150)),  # once around the earth
+        (4326, from_origin(-95, 60, 4.75, 1), (404_700, 110_900)),  # half of it
+    ],
+)
+def test_rasters_of_poles_and_of_the_whole_earth_have_pixels_of_metres(
+    tmp_path, crs, place, metres
+):
+    files = [write(tmp_path / f"{i}.tif", image, crs, place) for i, image in
+             enumerate(scenes(40, 40))]  # fmt: skip
+    predict_raster(*files, detector(), tmp_path / "out")
+    grid = Grid(CRS.from_epsg(crs), place, 40, 40)
+    assert grid.pixel_metres == pytest.approx(metres, rel=1e-2)
+
+
+def test_a_reference_system_is_named_by_its_code_only_if_it_is_that_one(tmp_path):
+    similar = CRS.from_string("+proj=utm +zone=33 +ellps=intl")
+    assert similar.to_string() == "EPSG:23033" and similar != CRS.from_epsg(23033)
+    images = scenes(40, 40)
+    t1 = write(tmp_path / "t1.tif", images[0], similar)
+    t2 = write(tmp_path / "t2.tif", images[1], CRS.from_epsg(23033))
+    with pytest.raises(GridMismatchError, match="reference systems differ") as refused:
+        predict_raster(t1, t2, detector(), tmp_path / "out")
+    assert "it has EPSG:23033, " in str(refused.value)
+    assert f"{t1} has +proj=utm +zone=33 +ellps=intl" in str(refused.value)
+
+
+def test_outlines_are_simplified_by_the_shorter_side_of_a_pixel(tmp_path):
+    images = np.full((2, 40, 40, 3), 90, np.uint8)
+    images[1, 10:20, 10:30] = images[1, 20:22, 18:22] = 250  # which juts out by 4 m
+    place = from_origin(500_000, 5_000_000, 8, 2)
+    files = [write(tmp_path / f"{i}.tif", images[i], transform=place) for i in range(2)]
+    for pixels, high in ((1.5, 24), (2.5, 20)):
+        out = tmp_path / str(pixels)
+        predict_raster(*files, detector(), out, options=MapOptions(simplify=pixels))
+        (outline,) = gpd.read_file(out / "changes.gpkg").geometry
+        _, bottom, _, top = outline.bounds
+        assert top - bottom == high
+
+
+def test_large_maps_have_overviews_and_tiles(tmp_path):
+    rows, cols = 1030, 1300
+    images = scenes(rows, cols)
+    files = [write(tmp_path / f"{i}.tif", images[i]) for i in range(2)]
+    predict_raster(*files, detector(256, 1), tmp_path / "out", options=MapOptions(overlap=0))
+    for name in ("probability.tif", "change.tif"):
+        file = tmp_path / "out" / name
+        assert cog_validate(file, strict=True) == (True, [], [])
+        with rasterio.open(file) as raster:
+            assert (raster.overviews(1), raster.block_shapes) == ([2, 4], [(512, 512)])
+    with rasterio.open(tmp_path / "out/probability.tif", overview_level=0) as overview:
+        whole = read(tmp_path / "out/probability.tif")
+        means = whole.reshape(rows // 2, 2, cols // 2, 2).mean(axis=(1, 3))
+        np.testing.assert_allclose(overview.read(1), means, atol=1e-6)
+
+
+def test_maps_go_into_a_folder_of_this_machine(pair, tmp_path, monkeypatch):
+    t1, t2, _ = pair
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (".", ".."):
+        with pytest.raises(DataError, match="is there already"):
+            predict_raster(t1, t2, detector(), place)
+    for address in ("s3://bucket/maps", "/vsis3/bucket/maps"):
+        for place in (address, Path(address)):
+            with pytest.raises(ConfigError, match=f"{address}: is an address"):
+                predict_raster(t1, t2, detector(), place)
+            with pytest.raises(ConfigError, match=f"{address}: is an address"):
+                map_pairs([ListedPair("a", str(t1), str(t2))], detector(), Path(place))
+    assert not list(Path().iterdir())
+    predict_raster(t1, t2, detector(), "maps")
+    assert (tmp_path / "here/maps/summary.json").is_file()
 
 
 def south_of(latitude: float) -> float:
@@ -397,8 +476,8 @@ def test_the_summary_knows_its_inputs_and_how_long_it_took(pair, tmp_path):
     summary = predict_raster(t1, t2, detector(), tmp_path / "out", reading=Reading(align=True))
     first, second = summary["inputs"]
     assert first == {
-        "cols": 90, "rows": 70, "crs": "EPSG:32633", "bytes": t1.stat().st_size,
-        "modified": "2023-11-14T22:13:20+00:00",
+        "cols": 90, "rows": 70, "crs": "EPSG:32633", "wkt": UTM.to_wkt(),
+        "bytes": t1.stat().st_size, "modified": "2023-11-14T22:13:20+00:00",
     }  # fmt: skip
     assert (second["cols"], second["rows"], second["crs"]) == (80, 64, "EPSG:3857")
     assert datetime.fromisoformat(summary["started"]) >= before.replace(microsecond=0)
@@ -752,7 +831,12 @@ def damage(kind: str) -> Callable[[Path, np.ndarray], Path]:
         "rotated": lambda p, i: write(p, i, transform=PLACE @ Affine.rotation(10)),
         "no crs": lambda p, i: write(p, i, crs=None),
         "no transform": lambda p, i: write(p, i, transform=Affine.identity()),
+        "local crs": lambda p, i: write(p, i, CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')),
+        "moon": lambda p, i: write(p, i, CRS.from_string("ESRI:104903"), DEGREES),
+        "geocentric": lambda p, i: write(p, i, 4978),
+        "metres as degrees": lambda p, i: write(p, i, 4326),
         "antimeridian": lambda p, i: write(p, i, 4326, from_origin(179.99, 10, 0.001, 0.001)),
+        "0 to 360": lambda p, i: write(p, i, 4326, from_origin(190, 10, 0.001, 0.002)),
         "one band": lambda p, i: write(p, i[..., :1]),
         "four bands": lambda p, i: write(
             p, np.concatenate((i, i[..., :1]), 2), photometric="minisblack"
@@ -772,9 +856,14 @@ def damage(kind: str) -> Callable[[Path, np.ndarray], Path]:
         ("rotated", ("rotated or flipped", "gdalwarp")),
         ("no crs", ("no coordinate reference system", "rio edit-info")),
         ("no transform", ("no geotransform", "gdal_translate")),
+        ("local crs", ("has no place on a map of the earth", "site", "rio edit-info --crs")),
+        ("moon", ("has no place on a map of the earth", "ESRI:104903")),
+        ("geocentric", ("has no place on a map of the earth", "EPSG:4978")),
+        ("metres as degrees", ("has no place on a map of the earth", "EPSG:4326")),
         ("antimeridian", ("crosses the antimeridian", "cut both rasters")),
-        ("one band", ("has 1 band", "bands")),
-        ("four bands", ("has 4 bands", "bands")),
+        ("0 to 360", ("190 to 190.04", "gdal_translate -a_ullr -170.0 10.0 -169.96 9.92 t2.tif")),
+        ("one band", ("has 1 band", "bands: [1, 1, 1]", "--bands 1,1,1")),
+        ("four bands", ("has 4 bands", "bands: [3, 2, 1]", "--bands 3,2,1")),
         ("complex", ("complex64", "amplitudes")),
         ("complex integers", ("complex_int16", "amplitudes")),
         ("shifted", ("1 pixels apart, 1 are tolerated", "--align")),
@@ -882,6 +971,29 @@ def test_an_error_of_writing_ends_what_reads_ahead_before_the_rasters_are_closed
     with pytest.raises(OSError, match="full"):
         predict_raster(t1, t2, detector(), tmp_path / "out")
     assert failing.called and not running
+
+
+def test_rows_are_written_while_the_network_works_on_the_next(tmp_path, monkeypatch):
+    files = [write(tmp_path / f"{i}.tif", scenes(128, 32)[i]) for i in range(2)]
+    windows, third = [], threading.Event()
+
+    class Counting(Difference):
+        def forward(self, t1: torch.Tensor, t2: torch.Tensor) -> ChangeOutput:
+            windows.append(None)
+            if len(windows) == 3:  # the first rows are done when the second window is
+                third.set()
+            return super().forward(t1, t2)
+
+    written = RawRaster.release
+
+    def release(self: RawRaster) -> None:  # what writing ends with
+        assert third.wait(10)
+        written(self)
+
+    monkeypatch.setattr(RawRaster, "release", release)
+    network = replace(detector(32, 1), network=Counting().eval())
+    predict_raster(*files, network, tmp_path / "out", options=MapOptions(overlap=0))
+    assert len(windows) == 4
 
 
 @pytest.mark.parametrize("seconds", [0, 30])

@@ -232,6 +232,21 @@ def test_windows_without_data_are_not_predicted_and_leave_no_value():
     np.testing.assert_allclose(whole[:, 8:], 0.2)
 
 
+def test_the_next_windows_are_read_while_the_network_works():
+    reading = threading.Event()
+
+    def read(top, left, size):
+        if top == size:  # of the second batch
+            reading.set()
+        return np.zeros((2, size, size, 3), np.uint8)
+
+    def predict(windows):
+        assert reading.wait(10)
+        return np.zeros((1, 4, 4), np.float32)
+
+    list(change_probability((12, 4), read, predict, tile_size=4, overlap=0, batch_size=1))
+
+
 def test_an_error_of_reading_ahead_arrives_and_ends_the_thread():
     def read(top, left, size):
         raise OSError("gone")

@@ -1,6 +1,7 @@
 """What `dsfer view` serves: tiles that are the rasters, outlines in view, and nothing else."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -156,6 +157,33 @@ def test_coarser_levels_show_the_whole_in_one_tile(client, maps):
     np.testing.assert_allclose(halved[:, : COLS // 2], exact[:, :TILE], atol=1e-5)
 
 
+@pytest.mark.parametrize(("side", "levels"), [(400, 1), (1104, 3)])
+def test_levels_without_an_overview_are_means_of_probability_and_modes_of_errors(
+    tmp_path, side, levels
+):
+    """The maps of 400 pixels have no overview, of those of 1,104 the last level has none."""
+    images = np.full((2, side, side, 3), 90, np.uint8)
+    images[1, 48:-48:3, 48:-48:3] = 250  # one pixel of nine
+    images[1, :40] = 250
+    files = [write(tmp_path / f"{i}.tif", images[i]) for i in range(2)]
+    label = Label(write(tmp_path / "label.tif", np.zeros((side, side, 1), np.uint8)))
+    options = MapOptions(overlap=0)
+    predict_raster(*files, detector(256, 1), tmp_path / "out", options=options, label=label)
+    for name in ("probability.tif", "errors.tif"):
+        with rasterio.open(tmp_path / "out" / name) as raster:
+            assert len(raster.overviews(1)) < levels
+    client = TestClient(application(ChangeFolder(tmp_path / "out")), base_url=f"http://{HOST}")
+    step = 2**levels
+    cells = side // step
+    exact = read(tmp_path / "out/probability.tif")[: cells * step, : cells * step]
+    means = exact.reshape(cells, step, cells, step).mean(axis=(1, 3))
+    found = probabilities(client, levels, 0, 0)[:cells, :cells]
+    np.testing.assert_allclose(found, means, atol=1e-5)
+    errors = picture(client, "errors", levels, 0, 0)[:cells, :cells]
+    assert (errors[: 32 // step] == (*ERROR_COLOURS["FP"], 255)).all()
+    assert not errors[48 // step : -48 // step, :, 3].any()
+
+
 @pytest.mark.parametrize("scale", ["percentiles", (100.0, 2650.0)])
 def test_both_dates_are_stretched_as_the_network_saw_them(tmp_path, scale):
     images = scenes(70, 90).astype(np.uint16) * 10 + 100
@@ -304,6 +332,22 @@ def test_a_raster_of_another_grid_is_not_taken_for_the_one_that_was_mapped(maps,
         assert "its grid is another" in ChangeFolder(maps, **{date: str(path)}).problem(name), path
     same = write(tmp_path / "same.tif", image)
     assert ChangeFolder(maps, **{date: str(same)}).problem(name) is None
+
+
+def test_a_raster_whose_reference_system_only_resembles_one_with_a_code_is_known(tmp_path):
+    similar = CRS.from_string("+proj=utm +zone=33 +ellps=intl")
+    t1, t2 = (write(tmp_path / f"{i}.tif", scenes(40, 40)[i], similar) for i in range(2))
+    predict_raster(t1, t2, detector(), tmp_path / "out")
+    folder = ChangeFolder(tmp_path / "out")
+    assert folder.problem("before") is folder.problem("after") is None
+    assert folder.description()["crs"].startswith("+proj=utm +zone=33 +ellps=intl")
+    other = write(tmp_path / "other.tif", scenes(40, 40)[0], CRS.from_epsg(23033))
+    assert "its grid is another" in ChangeFolder(tmp_path / "out", str(other)).problem("before")
+    # Summaries of before had the code alone.
+    said = json.loads((tmp_path / "out/summary.json").read_text())
+    said["inputs"][0] = {"cols": 40, "rows": 40, "crs": "EPSG:23033"}
+    (tmp_path / "out/summary.json").write_text(json.dumps(said))
+    assert ChangeFolder(tmp_path / "out", str(other)).problem("before") is None
 
 
 def test_a_second_date_is_known_by_where_it_lay_and_a_resampled_one_by_size_and_crs(tmp_path):

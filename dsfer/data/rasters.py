@@ -197,11 +197,12 @@ def choose_bands(image: DatasetReader, bands: Bands | None) -> Bands:
         return bands
     alpha = image.count == 4 and image.colorinterp[3] is ColorInterp.alpha
     if image.count != 3 and not alpha:
-        example = "[1, 1, 1]" if image.count < 3 else "[3, 2, 1]"
+        example = "1, 1, 1" if image.count < 3 else "3, 2, 1"
         raise DataError(
             f"has {image.count} band{'s' * (image.count != 1)}, not the three of an RGB image",
             where=image.name,
-            mend=f"say which bands are R, G and B, for instance bands: {example}",
+            mend=f"say which bands are R, G and B, for instance bands: [{example}], which is "
+            f"--bands {example.replace(' ', '')} on the command line",
         )
     return 1, 2, 3
 

@@ -1,13 +1,16 @@
 """The pixel grid of a georeferenced raster, and whether two rasters share one."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyproj import Geod
+from rasterio._err import CPLE_BaseError  # what `rasterio.warp` lets through as it is
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.io import DatasetReader
 from rasterio.transform import Affine, array_bounds
-from rasterio.warp import transform_bounds
+from rasterio.warp import transform, transform_bounds
 
 from dsfer.data.rasters import grid_offset
 from dsfer.errors import DataError, GridMismatchError
@@ -44,63 +47,108 @@ class Grid:
         west, south, east, north = transform_bounds(self.crs, CRS.from_epsg(4326), *self.bounds)
         return west, south, east, north
 
+    @property
+    def pixel_metres(self) -> tuple[float, float]:
+        """Width and height on the ground of a pixel in the middle of the grid."""
+        col, row = self.cols / 2, self.rows / 2
+        ends = ((col - 0.5, row), (col + 0.5, row), (col, row - 0.5), (col, row + 0.5))
+        x, y = zip(*(self.transform @ end for end in ends), strict=True)
+        lon, lat = transform(self.crs, CRS.from_epsg(4326), x, y)
+        _, _, (width, height) = Geod(ellps="WGS84").inv(lon[::2], lat[::2], lon[1::2], lat[1::2])
+        return width, height
+
+    @property
+    def crs_name(self) -> str:
+        """Code of the coordinate reference system, or what it is made of where it has none."""
+        name: str = self.crs.to_string()  # a code that fits in part is given as well
+        code = name if len(name) < 40 and CRS.from_string(name) == self.crs else None
+        return code or self.crs.to_proj4()
+
     def __str__(self) -> str:
         """What a person compares two grids by."""
-        name = self.crs.to_string()
-        if len(name) > 40:
-            name = f"{self.crs.to_dict().get('proj', 'a')} projection without EPSG code"
         wide, _, left, _, high, top = tuple(self.transform)[:6]
         size = f"{self.cols} x {self.rows} pixels of {wide:.10g} x {-high:.10g}"
-        return f"{name}, {size}, upper left ({left:.10g}, {top:.10g})"
+        return f"{self.crs_name}, {size}, upper left ({left:.10g}, {top:.10g})"
 
 
 def grid_of(raster: DatasetReader) -> Grid:
     """The grid of an open raster on which maps can be drawn.
 
     Raises:
-        DataError: it has no coordinate reference system or transform, is rotated, or crosses the
-            antimeridian.
+        DataError: it has no coordinate reference system or transform, or one without a place on the
+            earth, is rotated, or does not lie between 180 degrees west and east.
     """
-
-    def refused(problem: str, mend: str) -> DataError:
-        return DataError(problem, where=raster.name, mend=mend)
-
     if raster.crs is None and raster.transform == Affine.identity():
         copy = f"{Path(raster.name).stem}.tif"
-        raise refused(
+        raise _refused(
+            raster,
             "has neither coordinate reference system nor geotransform, as plain images have none",
             "map it in Python by dsfer.predict_array; or give both dates a place, here with pixels "
             f"of 0.5 m: `rio convert {_name(raster)} {copy}`, then `rio edit-info --crs EPSG:32631 "
             f"--transform '[0.5, 0, 500000, 0, -0.5, 0]' {copy}`",
         )
     if raster.crs is None:
-        raise refused(
+        raise _refused(
+            raster,
             "has no coordinate reference system",
             f"assign it, for instance with `rio edit-info --crs EPSG:32615 {_name(raster)}`",
         )
-    transform = raster.transform
-    if transform == Affine.identity():
-        raise refused(
-            "has no geotransform", "georeference it, for instance with gdal_translate -a_ullr"
+    geotransform = raster.transform
+    if geotransform == Affine.identity():
+        raise _refused(
+            raster,
+            "has no geotransform",
+            "georeference it, for instance with gdal_translate -a_ullr",
         )
-    if transform.b or transform.d or transform.a <= 0 or transform.e >= 0:
-        raise refused(
-            f"its grid is rotated or flipped, geotransform {tuple(transform)[:6]}",
+    if geotransform.b or geotransform.d or geotransform.a <= 0 or geotransform.e >= 0:
+        raise _refused(
+            raster,
+            f"its grid is rotated or flipped, geotransform {tuple(geotransform)[:6]}",
             f"warp it north up, for instance with `gdalwarp {_name(raster)} north_up.tif`",
         )
-    grid = Grid(raster.crs, transform, raster.height, raster.width)
-    try:
-        west, _, east, _ = grid.geographic_bounds
-    except CRSError as error:
-        raise refused(
-            f"its extent has no place on the globe ({error})", "assign the right CRS"
-        ) from error
+    grid = Grid(raster.crs, geotransform, raster.height, raster.width)
+    if not _on_earth(grid):
+        raise _refused(
+            raster,
+            f"its extent in its coordinate reference system ({grid.crs.to_string()}) has no place "
+            "on a map of the earth",
+            f"assign the right one, for instance with `rio edit-info --crs EPSG:32615 "
+            f"{_name(raster)}`",
+        )
+    west, _, east, _ = grid.geographic_bounds
+    if west >= 180 or east <= -180:
+        turn = -360 if west >= 180 else 360
+        left, bottom, right, top = grid.bounds
+        raise _refused(
+            raster,
+            f"its longitudes, {west:.6g} to {east:.6g}, do not count from -180 to 180",
+            "shift both rasters by 360 degrees, this one with `gdal_translate -a_ullr "
+            f"{left + turn!r} {top!r} {right + turn!r} {bottom!r} {_name(raster)} shifted.tif`",
+        )
     if not -180 <= west < east <= 180:
-        raise refused(
+        raise _refused(
+            raster,
             f"crosses the antimeridian (from {west:.6g} to {east:.6g} degrees east)",
             "cut both rasters at 180 degrees and map the parts one by one",
         )
     return grid
+
+
+def _on_earth(grid: Grid) -> bool:
+    """Whether a grid lies somewhere on the earth, in coordinates of a map."""
+    if not (grid.crs.is_geographic or grid.crs.is_projected):  # local, or of three dimensions
+        return False
+    try:
+        west, _, east, _ = grid.geographic_bounds
+        width, height = grid.pixel_metres
+    except (CRSError, CPLE_BaseError):  # of the moon, say
+        return False
+    # Degrees are not looked at by PROJ: here they may be metres.
+    return max(-west, east) < 540 and 0 < width < math.inf and 0 < height < math.inf
+
+
+def _refused(raster: DatasetReader, problem: str, mend: str) -> DataError:
+    return DataError(problem, where=raster.name, mend=mend)
 
 
 def _name(raster: DatasetReader) -> str:

@@ -22,7 +22,7 @@ from dsfer.mapping.predict import (
     second_raster,
 )
 from dsfer.mapping.scoring import Label
-from dsfer.mapping.work import remove_rest
+from dsfer.mapping.work import local_folder, remove_rest
 
 log = logging.getLogger(__name__)
 
@@ -235,8 +235,11 @@ def map_pairs(
 
     Returns:
         A row for each, see `row_of`.
+
+    Raises:
+        ConfigError: `out` is no folder of this machine.
     """
-    rows = []
+    out, rows = local_folder(out), []
     for pair in pairs:
         try:
             rows.append(row_of(pair, map_pair(pair, detector, out, **how)))

@@ -34,6 +34,7 @@ from dsfer.mapping.work import (
     MAPS,
     PROGRESS,
     Progress,
+    local_folder,
     progress_of,
     save_progress,
     work_folder,
@@ -64,7 +65,8 @@ class MapOptions:
             chose on the validation split.
         min_area: square metres below which a change is left out.
         fill_holes: square metres below which a hole in a change is closed.
-        simplify: pixels by which an outline may move to have fewer corners; 0 leaves it as it is.
+        simplify: pixels by which an outline may move to have fewer corners, counted in their
+            shorter side; 0 leaves it as it is.
         geojson: write the polygons as GeoJSON, too.
     """
 
@@ -114,8 +116,8 @@ def predict_raster(
         t1: first date: a file, or an address that GDAL reads (`s3://`, `https://`, `/vsi…`).
         t2: second date.
         detector: the network, from `dsfer.load`, or the path of weights.
-        out: folder to make, of `probability.tif` (float32, 0 to 1, NaN where there is no data),
-            `change.tif` (uint8, 0 unchanged, 1 changed, 255 no data), `changes.gpkg`,
+        out: folder to make on this machine, of `probability.tif` (float32, 0 to 1, NaN where there
+            is no data), `change.tif` (uint8, 0 unchanged, 1 changed, 255 no data), `changes.gpkg`,
             `preview.png` and `summary.json`; `changes.geojson` and `errors.tif` where asked for.
             Until all of it is there, the work lies in `.<name>.partial` beside it.
         reading: how the rasters are read; bands that it does not name are those of training.
@@ -128,14 +130,14 @@ def predict_raster(
         What `summary.json` holds.
 
     Raises:
-        ConfigError: an impossible option.
+        ConfigError: an impossible option, or `out` is no folder of this machine.
         CheckpointError: as `dsfer.load`.
         DataError: the rasters cannot be read or mapped; `out` is there already or is being made.
         OSError: the disk is full or may not be written to.
         GridMismatchError: the grids of the two differ, or that of the label.
         LabelError: the label is not one 8-bit band, or breaks its rule.
     """
-    out, detector = Path(out), as_detector(detector)
+    out, detector = local_folder(out), as_detector(detector)
     threshold_from = _threshold_from(options, detector)
     options = replace(options, threshold=detector.threshold(options.threshold))
     with ExitStack() as stack:
@@ -224,7 +226,12 @@ def _identity(path: str | Path) -> list[Any]:
 
 def _facts(grid: Grid, identity: list[Any]) -> dict[str, Any]:
     """What a summary says of an input: its grid, and of a file its bytes and time as well."""
-    facts: dict[str, Any] = {"cols": grid.cols, "rows": grid.rows, "crs": grid.crs.to_string()}
+    facts: dict[str, Any] = {
+        "cols": grid.cols,
+        "rows": grid.rows,
+        "crs": grid.crs_name,
+        "wkt": grid.crs.to_wkt(),
+    }
     if len(identity) == 3:
         _, size, modified = identity
         when = datetime.fromtimestamp(modified // 10**9, UTC)
@@ -400,7 +407,8 @@ class _Maps:
             ((rows.start, self.probability.rows[rows]) for rows in self._blocks()),
         )
         if options.simplify:
-            tolerance = options.simplify * self.pair.grid.transform.a
+            transform = self.pair.grid.transform
+            tolerance = options.simplify * min(transform.a, -transform.e)
             self.polygons = simplified(self.polygons, tolerance)
         write_polygons(self.polygons, self.maps / "changes.gpkg")
         if options.geojson:

@@ -7,10 +7,8 @@ import rasterio
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from pyproj import Geod
 
 from dsfer.files import atomic_path
-from dsfer.mapping.grids import Grid
 from dsfer.mapping.pair import RasterPair
 
 SIDE = 900
@@ -32,17 +30,18 @@ def write_preview(path: Path, pair: RasterPair, classes: Path, *, title: str) ->
     after[changed] = (0.35 * after[changed] + 0.65 * np.array(COLOUR)).astype(np.uint8)
     for image in (before, after):
         image[~valid] = 235
+    metres_wide, metres_high = grid.pixel_metres
     height = min(max(3.0, 6.2 * shape[0] / shape[1]), 12)
     figure = Figure(figsize=(12.6, height + 0.8), layout="constrained")
     figure.suptitle(title, fontsize=12)
     for axes, image, name in zip(
         figure.subplots(1, 2), (before, after), ("before", "after, with changes"), strict=True
     ):
-        axes.imshow(image, interpolation="nearest", aspect=_aspect(grid))
+        axes.imshow(image, interpolation="nearest", aspect=metres_high / metres_wide)
         axes.set_title(name, fontsize=10, loc="left")
         axes.set_xticks([])
         axes.set_yticks([])
-        _scale_bar(axes, grid, shape)
+        _scale_bar(axes, metres_wide * grid.cols, shape)
     figure.legend(
         handles=[
             Patch(color="#{:02x}{:02x}{:02x}".format(*COLOUR), label="changed"),
@@ -54,22 +53,7 @@ def write_preview(path: Path, pair: RasterPair, classes: Path, *, title: str) ->
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def _metres_wide(grid: Grid) -> float:
-    west, south, east, north = grid.geographic_bounds
-    middle = (south + north) / 2
-    return float(Geod(ellps="WGS84").inv(west, middle, east, middle)[2])
-
-
-def _aspect(grid: Grid) -> float:
-    """Height of a pixel over its width on the ground, for grids in degrees."""
-    west, south, east, north = grid.geographic_bounds
-    middle = (west + east) / 2
-    metres_high = float(Geod(ellps="WGS84").inv(middle, south, middle, north)[2])
-    return (metres_high / grid.rows) / (_metres_wide(grid) / grid.cols)
-
-
-def _scale_bar(axes: Axes, grid: Grid, shape: tuple[int, int]) -> None:
-    metres = _metres_wide(grid)
+def _scale_bar(axes: Axes, metres: float, shape: tuple[int, int]) -> None:
     power = 10 ** np.floor(np.log10(metres / 4))
     length = max(step * power for step in (1, 2, 5) if step * power <= metres / 4)
     rows, cols = shape

@@ -1,6 +1,7 @@
 """The folder in which maps are made, and how a run that was cut off goes on."""
 
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,22 @@ class Progress:
     started: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     seconds_in_all: float = 0.0
+
+
+def local_folder(out: str | Path) -> Path:
+    """The full path of a folder to make on this machine.
+
+    Raises:
+        ConfigError: it is an address.
+    """
+    text = re.sub(r"^([A-Za-z][\w+.-]+):/+", r"\1://", str(out))  # a path has lost a slash of it
+    if "://" in text or text.startswith("/vsi"):
+        raise ConfigError(
+            "is an address, and maps are written to a folder of this machine",
+            where=f"out {text}",
+            mend="give a folder, and copy it when the maps are done",
+        )
+    return Path(out).absolute()
 
 
 @contextmanager

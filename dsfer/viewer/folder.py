@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import rasterio
-from pyproj import Geod
 from rasterio.crs import CRS
 
 from dsfer.data.rasters import GDAL_OPTIONS, Bands, grid_offset, open_raster
@@ -130,7 +129,7 @@ class ChangeFolder:
     def description(self) -> dict[str, Any]:
         """What the page has to know, ready for JSON."""
         grid, summary = self.grid, self.summary
-        width, height = _metres(grid)
+        width, height = grid.pixel_metres
         return {
             "name": self.path.resolve().name,
             "rows": grid.rows,
@@ -139,7 +138,7 @@ class ChangeFolder:
             "levels": self.levels,
             "metres": [width, height],
             "transform": list(grid.transform)[:6],
-            "crs": str(grid).partition(",")[0],
+            "crs": grid.crs_name,
             "degrees": bool(grid.crs.is_geographic),
             "dates": {
                 name: {"name": Path(without_secrets(date.path)).name, "problem": self.problem(name)}
@@ -185,23 +184,13 @@ def _date(summary: dict[str, Any], index: int, moved: str | None) -> Date:
     scaling = summary["scaling"][index]
     bands = summary["bands"]
     mapped = summary["inputs"][index]
+    wkt = mapped.get("wkt")  # in summaries from 2026-11-28 on
     return Date(
         path=moved or summary[("t1", "t2")[index]],
         bands=tuple(bands) if bands else None,
         scaling=scaling and Scaling(tuple(scaling["low"]), tuple(scaling["high"])),
         resampled=index == 1 and summary["aligned"],
         size=(mapped["cols"], mapped["rows"]),
-        crs=CRS.from_string(mapped["crs"]),
+        crs=CRS.from_wkt(wkt) if wkt else CRS.from_string(mapped["crs"]),
         offset=summary["grid_offset_pixels"] if index else 0.0,
-    )
-
-
-def _metres(grid: Grid) -> tuple[float, float]:
-    """Width and height of a pixel on the ground, in the middle of the map."""
-    west, south, east, north = grid.geographic_bounds
-    x, y = (west + east) / 2, (south + north) / 2
-    ellipsoid = Geod(ellps="WGS84")
-    return (
-        float(ellipsoid.inv(west, y, east, y)[2]) / grid.cols,
-        float(ellipsoid.inv(x, south, x, north)[2]) / grid.rows,
     )

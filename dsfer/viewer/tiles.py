@@ -10,9 +10,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import rasterio
+from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.transform import Affine
+from rasterio.windows import Window
 from rio_tiler.models import ImageData
 from rio_tiler.reader import part
 
@@ -66,20 +68,35 @@ def date_tile(folder: ChangeFolder, name: str, level: int, x: int, y: int) -> by
 
 def probability_tile(folder: ChangeFolder, level: int, x: int, y: int) -> bytes:
     """A tile of probabilities: float32, little endian, row by row; NaN where there is no data."""
-    image = _map_tile(folder, PROBABILITY, level, x, y)
+    image = _map_tile(folder, PROBABILITY, level, x, y, Resampling.average)
     values: np.ndarray = np.ma.filled(image.array.astype("<f4"), np.nan)
     return values.tobytes()
 
 
 def error_tile(folder: ChangeFolder, level: int, x: int, y: int) -> bytes:
     """A tile of the error raster as PNG, in the colours of `dsfer.figures`."""
-    return _map_tile(folder, ERRORS, level, x, y).render(colormap=_ERROR_COLOURS, ZLEVEL=1)
+    image = _map_tile(folder, ERRORS, level, x, y, Resampling.mode)
+    return image.render(colormap=_ERROR_COLOURS, ZLEVEL=1)
 
 
-def _map_tile(folder: ChangeFolder, name: str, level: int, x: int, y: int) -> ImageData:
+def _map_tile(
+    folder: ChangeFolder, name: str, level: int, x: int, y: int, resampling: Resampling
+) -> ImageData:
+    """A tile of a map; a level without an overview is made of the one before it."""
+    side = TILE << level
     with _open(str(folder.path / name)) as raster:
-        bounds = _bounds(raster.transform, level, x, y)
-        return part(raster, bounds, width=TILE, height=TILE, indexes=1)
+        # Beyond the raster GDAL would forget how to resample.
+        below, beside = min(side, raster.height - y * side), min(side, raster.width - x * side)
+        rows, cols = -(-below // 2**level), -(-beside // 2**level)
+        tile = np.ma.masked_all((1, TILE, TILE), raster.dtypes[0])
+        tile[:, :rows, :cols] = raster.read(
+            [1],
+            window=Window(x * side, y * side, beside, below),
+            out_shape=(1, rows, cols),
+            resampling=resampling,
+            masked=True,
+        )
+    return ImageData(tile)
 
 
 @contextmanager
