@@ -163,7 +163,7 @@ def test_levels_without_an_overview_are_means_of_probability_and_modes_of_errors
 ):
     """The maps of 400 pixels have no overview, of those of 1,104 the last level has none."""
     images = np.full((2, side, side, 3), 90, np.uint8)
-    images[1, 48:-48:3, 48:-48:3] = 250  # one pixel of nine
+    images[1, 48:-48:23, 48:-48:23] = 250  # single pixels
     images[1, :40] = 250
     files = [write(tmp_path / f"{i}.tif", images[i]) for i in range(2)]
     label = Label(write(tmp_path / "label.tif", np.zeros((side, side, 1), np.uint8)))

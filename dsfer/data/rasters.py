@@ -201,8 +201,8 @@ def choose_bands(image: DatasetReader, bands: Bands | None) -> Bands:
         raise DataError(
             f"has {image.count} band{'s' * (image.count != 1)}, not the three of an RGB image",
             where=image.name,
-            mend=f"say which bands are R, G and B, for instance bands: [{example}], which is "
-            f"--bands {example.replace(' ', '')} on the command line",
+            mend=f"say which bands are R, G and B, for instance bands: [{example}], or to dsfer "
+            f"predict --bands {example.replace(' ', '')}",
         )
     return 1, 2, 3
 

@@ -60,9 +60,10 @@ class Grid:
     @property
     def crs_name(self) -> str:
         """Code of the coordinate reference system, or what it is made of where it has none."""
-        name: str = self.crs.to_string()  # a code that fits in part is given as well
-        code = name if len(name) < 40 and CRS.from_string(name) == self.crs else None
-        return code or self.crs.to_proj4()
+        name: str = self.crs.to_string()  # a code also where only most of it fits, or WKT
+        if len(name) < 40 and CRS.from_string(name) == self.crs:
+            return name
+        return self.crs.to_proj4() or name
 
     def __str__(self) -> str:
         """What a person compares two grids by."""

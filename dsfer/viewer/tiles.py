@@ -88,7 +88,7 @@ def _map_tile(
         # Beyond the raster GDAL would forget how to resample.
         below, beside = min(side, raster.height - y * side), min(side, raster.width - x * side)
         rows, cols = -(-below // 2**level), -(-beside // 2**level)
-        tile = np.ma.masked_all((1, TILE, TILE), raster.dtypes[0])
+        tile = np.ma.MaskedArray(np.zeros((1, TILE, TILE), raster.dtypes[0]), mask=True)
         tile[:, :rows, :cols] = raster.read(
             [1],
             window=Window(x * side, y * side, beside, below),
