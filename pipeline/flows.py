@@ -59,6 +59,9 @@ HINT = re.compile(r"\s*(To track the changes|git add |To enable auto|dvc config 
 BAR = re.compile(r"(?P<name>\S+):\s+(?P<percent>\d+)%\|")
 """A progress bar's line: `training:  40%|####      | 400/1000 [...]`."""
 
+NETWORK = "network"
+"""The stage by which others notice an edit of their network's code or recipe."""
+
 SECONDS_BETWEEN_UPDATES = 5.0
 """How often a progress bar is passed on to the server."""
 
@@ -173,7 +176,8 @@ def run_stages(names: list[str], changes: dict[str, Any]) -> str | None:
     """Run stages in order, in the project or with changed parameters in a copy.
 
     Args:
-        names: stages of `dvc.yaml`; what comes before the first is taken as it is.
+        names: stages of `dvc.yaml`; what comes before the first is taken as it is, but for
+            `network`, which is run too where one of them depends on it.
         changes: values by their key in `params.yaml`.
 
     Returns:
@@ -195,7 +199,7 @@ def run_stages(names: list[str], changes: dict[str, Any]) -> str | None:
         experiment = folder.name if changes else None
         if experiment:
             _take_earlier(names[0], folder)
-        for name in names:
+        for name in _after_network(names):
             run_stage(name, folder, experiment)
         if experiment:
             save_experiment(experiment, folder)
@@ -207,6 +211,8 @@ def _check_start(first: str, changes: dict[str, Any]) -> None:
     for name, declared in declared_stages().items():
         if name == first:
             return
+        if name == NETWORK:  # it is run, too
+            continue
         if taken := [key for key in changes if key in declared.get("params", [])]:
             raise ConfigError(
                 f"{taken[0]} is of stage {name}, and the run is to start at {first}, with the "
@@ -214,6 +220,14 @@ def _check_start(first: str, changes: dict[str, Any]) -> None:
                 where="parameters of the flow",
                 mend=f"start from {name}",
             )
+
+
+def _after_network(names: list[str]) -> list[str]:
+    """The stages, and before them the one that notices edits, where one of them depends on it."""
+    declared = declared_stages()
+    (record,) = declared[NETWORK]["outs"]
+    depend = any(record in declared[name]["deps"] for name in names)
+    return [NETWORK, *names] if depend and NETWORK not in names else names
 
 
 def _take_earlier(first: str, folder: Path) -> None:

@@ -128,6 +128,25 @@ def default_recipe(model: str) -> str:
     return own if own in load_recipes() else "common"
 
 
+def recipe_layers(name: str, model: str, dataset: str) -> dict[str, dict[str, Any]]:
+    """What a recipe says in all, for a network and for a data set; a later layer wins.
+
+    Args:
+        name: a recipe.
+        model: the network that is trained.
+        dataset: name of the catalog entry.
+
+    Returns:
+        Settings by their keys, under what the layer is called.
+    """
+    book = load_recipes()[name]
+    return {
+        f"recipe {name}": book.settings,
+        f"recipe {name} for {model}": book.models.get(model, {}),
+        f"recipe {name} for {dataset}": book.datasets.get(dataset, {}),
+    }
+
+
 def resolve_recipe(
     name: str, model: str, dataset: str, overrides: dict[str, Any]
 ) -> tuple[Recipe, dict[str, str]]:
@@ -155,15 +174,9 @@ def resolve_recipe(
             where="params.yaml, recipe",
             mend=f"choose one of {', '.join(fitting)}, or null for {default_recipe(model)}",
         )
-    book = recipes[name]
-    layers = {
-        f"recipe {name}": book.settings,
-        f"recipe {name} for {model}": book.models.get(model, {}),
-        f"recipe {name} for {dataset}": book.datasets.get(dataset, {}),
-    }
     own: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for source, layer in layers.items():
+    for source, layer in recipe_layers(name, model, dataset).items():
         own |= layer
         sources |= dict.fromkeys(layer, source)
     values = own | overrides

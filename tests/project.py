@@ -28,6 +28,7 @@ STAGES = [
     "split",
     "validate",
     "shard",
+    "network",
     "train",
     "evaluate",
     "figures",

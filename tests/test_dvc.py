@@ -19,6 +19,8 @@ from upath import UPath
 
 import dsfer
 from dsfer.files import read_json
+from dsfer.models import MODELS
+from pipeline.network import source_files
 from tests.project import (
     ROOT,
     STAGES,
@@ -32,6 +34,7 @@ from tests.project import (
     run,
 )
 from tests.store import SECRET, upload
+from tests.test_own_model import LINE, MODULE, RECIPE
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("dvc")  # one process: the project below is run only once
@@ -51,6 +54,36 @@ def test_the_bundle_that_training_leaves_says_where_it_comes_from(project):
     history = pd.read_csv(results / "training/history.csv").set_index("step")
     best = about["best"]
     assert best["val/F1"] == pytest.approx(history.loc[best["step"], "val/F1"], nan_ok=True)
+
+
+def append(file: Path, text: str) -> None:
+    with file.open("a") as opened:
+        opened.write(text)
+
+
+def test_another_network_is_added_and_edited_at_no_cost_to_this_one(project):
+    """That of docs/own-model.md, with its recipe; an edit of its own file trains this one anew."""
+    models = project / "dsfer/models"
+    try:
+        (models / "small_net.py").write_text(MODULE)
+        registry = (models / "registry.py").read_text()
+        (models / "registry.py").write_text(
+            registry.replace("MODELS = {\n", f"MODELS = {{\n{LINE}")
+        )
+        append(project / "pipeline/recipes.yaml", f"\n{RECIPE}")
+        printed = dvc(project, "repro")
+        assert executed(printed) == ["network"]
+        assert "Stage 'train' didn't change" in printed
+        append(models / "small_net.py", "# edited\n")
+        append(models / "bit.py", "# edited\n")
+        assert executed(dvc(project, "repro")) == ["network"]
+        append(models / "vgg.py", "# edited\n")
+        assert executed(dvc(project, "repro", "train")) == ["network", "train"]
+        status = dvc(project, "status", "evaluate", "figures")
+        assert status.count("network.json") == 2
+    finally:
+        (models / "small_net.py").unlink()
+        restore(project)
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
@@ -181,10 +214,15 @@ TRAINING = {  # building a training, and several processes
     "dsfer/data/augmentation.py", "dsfer/optimisation.py",
 }  # fmt: skip
 UNUSED = {  # imported by a module that is declared, for a part of it that the stage does not call
-    "train": {"dsfer/prediction.py"},  # stitching
+    "train": {"dsfer/prediction.py", "pipeline/network.py"},  # stitching; the name of its state
     "figures": {"dsfer/metrics.py", "dsfer/data/batches.py", *TRAINING},  # counts of a split
     "evaluate": {"dsfer/losses.py", *TRAINING},
 }
+RECORD = "data/${dataset}/models/${model}/network.json"
+"""What stages depend on for what they use of `dsfer/models`."""
+
+ASKED_FOR = {"dsfer_net.py", "frnet.py", "hopfield.py"}
+"""Of these, code outside `dsfer/models` uses what the network is an instance of: its own files."""
 
 
 def imported(file: Path) -> Iterator[Path]:
@@ -217,11 +255,22 @@ def behind(stage: str) -> set[str]:
     return found
 
 
+@pytest.mark.parametrize("stage", ["train", "evaluate", "figures"])
+def test_what_a_stage_uses_of_the_networks_counts_for_each(stage):
+    used = {file for name in behind(stage) - {"dsfer/models"} for file in imported(Path(name))}
+    used = {ROOT / file for file in used if file.parts[:2] == ("dsfer", "models")}
+    used -= {ROOT / "dsfer/models" / name for name in ("registry.py", *ASKED_FOR)}
+    assert ROOT / "dsfer/models/output.py" in used
+    for model in MODELS:
+        assert used <= set(source_files(model)), model
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_declare_the_code_behind_them(stage):
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
     assert list(stages) == STAGES
     deps = {str(dep) for dep in stages[stage]["deps"]}
     declared = {dep for dep in deps if dep.endswith(".py") or dep == "dsfer/models"}
+    declared |= {"dsfer/models"} if RECORD in deps else set()
     assert declared <= behind(stage)
     assert behind(stage) - declared <= FORMATS | UNUSED.get(stage, set())

@@ -1,10 +1,12 @@
 """The name of a training run: with which other parameters a killed one may be continued."""
 
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pipeline import network
 from pipeline.frozen import read_yaml
 from pipeline.params import current_settings
 from pipeline.stages.train import MACHINE_KEYS, run_fingerprint
@@ -52,3 +54,19 @@ def test_parameters_that_training_does_not_depend_on_leave_a_run_its_state():
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"lr": 1e-5}, {"label_rule": "binary01"}])
 def test_a_run_of_other_parameters_is_another(changes):
     assert fingerprint(**changes) != fingerprint()
+
+
+def test_a_run_goes_on_after_an_edit_of_another_network_not_of_its_own(monkeypatch, tmp_path):
+    shutil.copytree(ROOT / "dsfer", tmp_path / "dsfer")
+    monkeypatch.setattr(network, "ROOT", tmp_path)
+    before = fingerprint()
+    for name, same in {
+        "bit.py": True,
+        "new.py": True,
+        "vgg.py": False,
+        "__init__.py": False,
+    }.items():
+        with (tmp_path / "dsfer/models" / name).open("a") as file:
+            file.write("# edited\n")
+        assert (fingerprint() == before) == same, name
+        before = fingerprint()

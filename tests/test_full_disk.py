@@ -13,7 +13,18 @@ from shapely.geometry import box
 
 from pipeline import stages
 from pipeline.catalog import catalog_entry
-from pipeline.stages import crop, download, evaluate, figures, report, shard, split, train, validate
+from pipeline.stages import (
+    crop,
+    download,
+    evaluate,
+    figures,
+    network,
+    report,
+    shard,
+    split,
+    train,
+    validate,
+)
 from tests.disks import PAGE, Disk
 from tests.test_bad_input import configure, imagery
 from tests.test_crop import GRID, write
@@ -27,6 +38,7 @@ OUTPUTS: dict[Callable[[], None], list[Path]] = {
     split.main: [DATA / "split"],
     validate.main: [DATA / "validation"],
     shard.main: [DATA / "shards" / name for name in ("train", "val", "test")],
+    network.main: [MODEL / "network.json"],
     train.main: [
         MODEL / "training" / name
         for name in ("weights.safetensors", "weights.json", "history.csv", "settings.json")

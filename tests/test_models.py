@@ -8,10 +8,10 @@ import torch
 import dsfer
 from dsfer.errors import CheckpointError, ConfigError, TileSizeError
 from dsfer.files import sha256_file
-from dsfer.models import VARIANTS
 from dsfer.models.dsfer_net import DsferNet
 from dsfer.models.fusion import FusionBlock
 from dsfer.models.hopfield import FeatureRetrieval
+from dsfer.models.variants import VARIANTS
 from dsfer.weights import Metadata, load_weights, read_metadata, save_weights
 
 SMALL = {"width": 0.125, "image_size": 32, "hopfield_dim": 16}

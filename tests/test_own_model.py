@@ -50,7 +50,7 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  
     copy_project(folder)
     shutil.copytree(prepared, folder, dirs_exist_ok=True)
     (folder / "dsfer/models/small_net.py").write_text(MODULE)
-    catalog = folder / "dsfer/models/__init__.py"
+    catalog = folder / "dsfer/models/registry.py"
     before, after = catalog.read_text().split("MODELS = {\n")
     catalog.write_text(f"{before}MODELS = {{\n{LINE}{after}")
     configure(folder, model="small-net")

@@ -57,7 +57,7 @@ def test_a_stage_started_by_hand_outlives_its_shell():
 
 
 def test_what_computes_nothing_does_not_wait_for_torch():
-    stages = ["download", "crop", "split", "validate", "shard", "report"]
+    stages = ["download", "crop", "split", "validate", "shard", "network", "report"]
     modules = ["dsfer.cli", "pipeline.flows", *(f"pipeline.stages.{name}" for name in stages)]
     code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -223,6 +224,7 @@ def test_an_experiment_is_named_after_what_it_is_made_of(project):
         ("evaluate", {"lambda": 0.5}, "train"),
         ("report", {"overlap": 0.25, "seed": 1, "tile_size": 64}, "crop"),
         ("figures", {"overlap": 0.25}, "evaluate"),
+        ("evaluate", {"model": "bit"}, "train"),
         ("train", {"dataset": "levir-cd"}, "download"),
     ],
 )
@@ -235,7 +237,11 @@ def test_parameters_of_stages_before_the_first_are_refused(monkeypatch, first, c
 
 @pytest.mark.parametrize(
     ("first", "changes"),
-    [("evaluate", {"overlap": 0.25, "device": "cpu"}), ("train", {"lambda": 0.5, "seed": 1})],
+    [
+        ("evaluate", {"overlap": 0.25, "device": "cpu"}),
+        ("train", {"lambda": 0.5, "seed": 1}),
+        ("train", {"model": "bit", "recipe": "common"}),
+    ],
 )
 def test_parameters_of_the_stages_that_run_or_of_none_are_taken(monkeypatch, first, changes):
     def copy(_project: Path, taken: dict[str, Any], _who: str) -> NoReturn:
@@ -245,3 +251,21 @@ def test_parameters_of_the_stages_that_run_or_of_none_are_taken(monkeypatch, fir
     monkeypatch.setattr(flows, "changed_workspace", copy)
     with pytest.raises(WorkspaceError, match=re.escape(f"a copy with {changes}")):
         flows.run_stages([first], changes)
+
+
+def test_a_run_amid_the_graph_notices_edits_of_its_network(monkeypatch, tmp_path):
+    ran: list[str] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(flows, "project_workspace", lambda *_: nullcontext(tmp_path))
+    monkeypatch.setattr(flows, "end_with_worker", nullcontext)
+    monkeypatch.setattr(flows, "run_stage", lambda name, *_: ran.append(name))
+    for names, expected in {
+        ("shard",): ["shard"],
+        ("report",): ["report"],
+        ("train",): ["network", "train"],
+        ("figures", "report"): ["network", "figures", "report"],
+        ("network", "train"): ["network", "train"],
+    }.items():
+        flows.run_stages(list(names), {})
+        assert ran == expected
+        ran.clear()

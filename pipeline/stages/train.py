@@ -35,6 +35,7 @@ from pipeline.model import (
     input_of,
     open_shards,
 )
+from pipeline.network import network_code
 from pipeline.params import Settings, current_settings
 from pipeline.stages import run
 from pipeline.workspace import hold
@@ -58,7 +59,7 @@ CODE = (
     "data/batches.py",
     "data/transforms.py",
 )
-"""Modules of `dsfer`, beside the networks, that a run must not be continued with others of."""
+"""Modules of `dsfer`, beside its network's, that a run must not be continued with others of."""
 
 BUSY = "wait for it, or end it and start again; the run then goes on where it stopped"
 """What to do where another process, perhaps one left over from a killed pipeline, trains it."""
@@ -145,7 +146,6 @@ def run_fingerprint(settings: Settings, *splits: TileShards) -> str:
     """
     values = {k: v for k, v in settings.resolved().items() if k not in MACHINE_KEYS}
     code = Path(__file__).parents[2] / "dsfer"
-    sources = [*(code / name for name in CODE), *sorted(code.glob("models/*.py"))]
     start = settings.recipe.pretrained
     parts = [
         json.dumps(values, sort_keys=True),
@@ -154,7 +154,8 @@ def run_fingerprint(settings: Settings, *splits: TileShards) -> str:
             json.dumps([tiles.split_hash, tiles.ids, tiles.mean, tiles.std, tiles.class_frequency])
             for tiles in splits
         ),
-        *(path.read_text(encoding="utf-8") for path in sources),
+        *((code / name).read_text(encoding="utf-8") for name in CODE),
+        json.dumps(network_code(settings.params.model), sort_keys=True),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
