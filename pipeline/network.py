@@ -42,7 +42,8 @@ def source_files(model: str) -> list[Path]:
             where=registry.__file__,
             mend="write the module, or correct the path in MODELS",
         ) from error
-    files = (Path(each.__file__) for each in finder.modules.values() if each.__file__)
+    found = (vars(each)["__file__"] for each in finder.modules.values())  # null if built in
+    files = (Path(name) for name in found if name)
     return sorted(file for file in files if file.is_relative_to(ROOT / "dsfer/models"))
 
 
