@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 NORMALISATIONS = {"signed": SIGNED, "per-image": STANDARDISED, "imagenet": IMAGENET}
 """Those of the recipes that do not depend on the data set."""
 
+RESNET18_HOPFIELD_DIM = 256
+"""What the counts of Table IV show for it; params.yaml holds the 512 of the other two encoders."""
+
 
 def open_shards(settings: Settings, split: str, *, verify: bool | slice = True) -> TileShards:
     """The shards of a split, wherever `shards` in params.yaml keeps them."""
@@ -39,7 +42,13 @@ def describe_device(device: torch.device) -> str:
 
 def build_network(settings: Settings) -> nn.Module:
     """The network to train, from ImageNet weights or from scratch as the recipe says."""
-    pretrained = settings.recipe.pretrained
+    pretrained, given = settings.recipe.pretrained, settings.params.hopfield_dim
+    if settings.encoder == "resnet18" and given not in (None, RESNET18_HOPFIELD_DIM):
+        log.warning(
+            "hopfield_dim: resnet18 with %d is not Table IV's network; null is, %d at width 1",
+            given,
+            RESNET18_HOPFIELD_DIM,
+        )
     torch.manual_seed(settings.params.seed)
     return dsfer.create_model(
         settings.params.model,

@@ -15,7 +15,17 @@ from dsfer.errors import DeviceMemoryError
 from dsfer.evaluation import Inference, count_tiles
 from dsfer.memory import enough_memory
 from dsfer.training import Interrupted, Trainer
-from tests.test_model_contract import CASES, NOISE, apart, everything, images
+from tests.test_model_contract import (
+    CASES,
+    NOISE,
+    OF_EACH_NETWORK,
+    apart,
+    everything,
+    images,
+    learnt,
+    name_of,
+    shallow,
+)
 from tests.test_training import TRAINING
 from tests.tiles import MemoryTiles
 
@@ -93,6 +103,20 @@ def test_no_forward_or_backward_waits_for_the_gpu(model):
     sum((x.float() ** 2).mean() for x in everything(network(*pair))).backward()
     with no_waiting():
         sum((x.float() ** 2).mean() for x in everything(network(*pair))).backward()
+
+
+@pytest.mark.parametrize("case", OF_EACH_NETWORK, ids=name_of)
+def test_every_network_compiles_for_a_gpu(case, monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr("torch._inductor.config.fallback_random", True)  # dropout alike
+    plain, compiled = (shallow(case.build()).to(GPU) for _ in range(2))
+    forward = torch.compile(compiled, fullgraph=True)
+    pair = [x.to(GPU) for x in images()]
+    *expected, _ = learnt(plain, plain, pair)
+    *found, gradients = learnt(compiled, forward, pair)
+    assert gradients.isfinite().all()
+    for x, y in zip(expected, found, strict=True):
+        assert apart(x, y) < 10 * NOISE
 
 
 def test_training_on_a_gpu_is_that_on_a_cpu(tmp_path):

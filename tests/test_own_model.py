@@ -1,4 +1,8 @@
-"""docs/own-model.md, followed word by word: a file, a line, a recipe, and the stages run."""
+"""docs/own-model.md: its file, its line, its recipe and its commands, on a tiny data set.
+
+The contract, a row's cost and Table I are run by the page's commands; training, by the stages that
+its command would run. In Table I only the page's network has a result.
+"""
 
 import json
 import re
@@ -16,6 +20,7 @@ from tests.test_methods import TINY, configure, prepared  # noqa: F401 - a fixtu
 PAGE = (ROOT / "docs/own-model.md").read_text(encoding="utf-8")
 MODULE, LINE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (RECIPE,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+(CONTRACT,) = re.findall(r"^    python (-m pytest .*)$", PAGE, re.MULTILINE)
 TABLE, COST = re.findall(r"^    python -m pipeline.benchmark (.*)$", PAGE, re.MULTILINE)
 
 STAGES = """
@@ -87,6 +92,16 @@ def test_a_file_and_a_line_put_a_network_through_the_stages(own_project):
     recipes.write_text(f"{recipes.read_text()}\n{RECIPE}")
     shown = python(own_project, "from pipeline.params import main; main()")
     assert "recipe small-net" in shown and "default of small-net" in shown
+
+
+def test_it_keeps_the_contract_of_all_networks(own_project):
+    (own_project / "tests").mkdir()
+    for name in ("__init__.py", "test_model_contract.py"):
+        shutil.copy(ROOT / "tests" / name, own_project / "tests")
+    printed = run(own_project, sys.executable, *CONTRACT.split())
+    passed = re.search(r"(\d+) passed", printed)
+    assert passed and int(passed[1]) > 10, printed
+    assert " failed" not in printed and " skipped" not in printed
 
 
 def date_back(folder: Path, experiment: str, when: str) -> None:

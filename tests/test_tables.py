@@ -20,6 +20,7 @@ from pipeline import benchmark, cost, flows, sheets
 from pipeline.benchmark import BenchmarkError, Plan, parse_changes, parse_seeds
 from pipeline.cost import Costs, cost_caption, cost_records
 from pipeline.model import build_network
+from pipeline.params import current_settings
 from pipeline.published import load_published
 from pipeline.results import Metrics
 from pipeline.sensitivity import sensitivity_figure, write_plot
@@ -110,6 +111,20 @@ def test_the_network_of_every_cell_can_be_built_as_its_recipe_asks(monkeypatch):
     with torch.device("meta"):
         for settings in networks.values():
             build_network(settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"encoder": "resnet18"}, True),
+        ({"encoder": "resnet18", "hopfield_dim": None}, False),
+        ({"encoder": "vgg16"}, False),
+    ],
+)
+def test_another_network_than_table_ivs_is_said_to_be_one(changes, told, caplog):
+    with torch.device("meta"):
+        build_network(current_settings(changes))
+    assert ("is not Table IV's network; null is" in caplog.text) == told
 
 
 def recipes(name, changes, dataset="whu-cd"):
