@@ -71,11 +71,17 @@ OTHERS = [Case(name) for name in dsfer.list_models() if name not in {c.model for
 ALL = CASES + OTHERS
 
 
+def name_of(case):
+    return "-".join((case.model, *map(str, case.options.values())))
+
+
 OF_EACH_NETWORK = [next(case for case in ALL if case.model == m) for m in dsfer.list_models()]
 
 
-def name_of(case):
-    return "-".join((case.model, *map(str, case.options.values())))
+def compiled(case):
+    """Dsfer-Net and a network of one's own compile with every test run, others when all is run."""
+    slow = case in CASES and case.model != "dsfer-net"
+    return pytest.param(case, id=name_of(case), marks=[pytest.mark.slow] * slow)
 
 
 @pytest.fixture(params=ALL, ids=name_of)
@@ -191,23 +197,40 @@ def shallow(model):
 
 
 def learnt(model, forward, pair):
-    """All maps that a network returns for a pair, and all its gradients in one row."""
+    """The maps that a network returns for a pair, and all its gradients in one row."""
     torch.manual_seed(0)  # dropout
     maps = everything(forward(*pair))
     sum((x.float() ** 2).mean() for x in maps).backward()
     gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-    return *(x.detach() for x in maps), torch.cat(gradients)
+    return [x.detach() for x in maps], torch.cat(gradients)
 
 
-@pytest.mark.parametrize("case", OF_EACH_NETWORK, ids=name_of, indirect=True)
+@pytest.mark.parametrize("case", map(compiled, OF_EACH_NETWORK), indirect=True)
 def test_it_compiles_as_one_graph_and_learns_alike(case):
     """As training compiles it, but for the kernels: those of tests/test_gpu.py."""
     torch.compiler.reset()
-    plain, compiled = shallow(case.build()), shallow(case.build())
-    forward = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    plain, model = shallow(case.build()), shallow(case.build())
+    forward = torch.compile(model, backend="aot_eager", fullgraph=True)
     pair = images()
-    for x, y in zip(learnt(plain, plain, pair), learnt(compiled, forward, pair), strict=True):
-        assert apart(x, y) < 10 * NOISE  # gradients add up in another order
+    maps, gradients = learnt(plain, plain, pair)
+    found, found_gradients = learnt(model, forward, pair)
+    for x, y in zip(found, maps, strict=True):
+        torch.testing.assert_close(x, y, rtol=NOISE, atol=NOISE)
+    assert apart(gradients, found_gradients) < 10 * NOISE  # they add up in another order
+
+
+@pytest.mark.slow
+def test_every_variant_is_traced_as_one_graph(case):
+    """The eager backend runs what was traced: tracing is under test."""
+    torch.compiler.reset()
+    pair, outputs = images(), []
+    for backend in (None, "eager"):
+        model = case.build()
+        forward = torch.compile(model, backend=backend, fullgraph=True) if backend else model
+        torch.manual_seed(0)  # dropout
+        outputs.append(everything(forward(*pair)))
+    for x, y in zip(*outputs, strict=True):
+        torch.testing.assert_close(x, y)
 
 
 @pytest.mark.parametrize("training", [True, False])
