@@ -205,7 +205,7 @@ def learnt(model, forward, pair):
     return [x.detach() for x in maps], torch.cat(gradients)
 
 
-@pytest.mark.parametrize("case", map(compiled, OF_EACH_NETWORK), indirect=True)
+@pytest.mark.parametrize("case", [compiled(case) for case in OF_EACH_NETWORK], indirect=True)
 def test_it_compiles_as_one_graph_and_learns_alike(case):
     """As training compiles it, but for the kernels: those of tests/test_gpu.py."""
     torch.compiler.reset()

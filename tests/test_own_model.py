@@ -24,9 +24,9 @@ MODULE, LINE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 TABLE, COST = re.findall(r"^    python -m pipeline.benchmark (.*)$", PAGE, re.MULTILINE)
 
 STAGES = """
-from pipeline.stages import evaluate, figures, report, train
+from pipeline.stages import evaluate, figures, network, report, train
 
-for stage in (train, evaluate, figures, report):
+for stage in (network, train, evaluate, figures, report):
     stage.main()
 """
 
