@@ -112,8 +112,8 @@ def test_every_network_compiles_for_a_gpu(case, monkeypatch):
     plain, compiled = (shallow(case.build()).to(GPU) for _ in range(2))
     forward = torch.compile(compiled, fullgraph=True)
     pair = [x.to(GPU) for x in images()]
-    *expected, _ = learnt(plain, plain, pair)
-    *found, gradients = learnt(compiled, forward, pair)
+    expected, _ = learnt(plain, plain, pair)
+    found, gradients = learnt(compiled, forward, pair)
     assert gradients.isfinite().all()
     for x, y in zip(expected, found, strict=True):
         assert apart(x, y) < 10 * NOISE
