@@ -27,6 +27,7 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pyproj import Geod
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.features import rasterize
@@ -222,6 +223,7 @@ def test_areas_are_square_metres_on_the_ground_in_any_crs(tmp_path, crs):
         (3413, from_origin(-600, 600, 30, 30), (30.93, 30.93)),  # the pole in the middle
         (3031, from_origin(-600, 600, 30, 30), (30.87, 30.87)),
         (4326, from_origin(-180, 40, 9, 2), (997_000, 221_150)),  # once around the earth
+        (4326, from_origin(-180, 40, 9.0000001, 2), (997_000, 221_150)),
         (4326, from_origin(-95, 60, 4.75, 1), (404_700, 110_900)),  # half of it
     ],
 )
@@ -233,6 +235,42 @@ def test_rasters_of_poles_and_of_the_whole_earth_have_pixels_of_metres(
     predict_raster(*files, detector(), tmp_path / "out")
     grid = Grid(CRS.from_epsg(crs), place, 40, 40)
     assert grid.pixel_metres == pytest.approx(metres, rel=1e-2)
+
+
+@pytest.mark.parametrize(("crs", "north"), [(32660, 9), (3413, 70), (3832, -17)])
+def test_outlines_across_the_antimeridian_are_cut_there_in_geojson(tmp_path, crs, north):
+    ((x,), (y,)) = rasterio.warp.transform(CRS.from_epsg(4326), CRS.from_epsg(crs), [180], [north])
+    place = from_origin(round(x) - 200, round(y) + 200, 10, 10)
+    images = np.full((2, 40, 40, 3), 90, np.uint8)
+    images[1, 8:32, 2:38] = 250
+    files = [write(tmp_path / f"{i}.tif", images[i], crs, place) for i in range(2)]
+    out = tmp_path / "out"
+    summary = predict_raster(*files, detector(), out, options=MapOptions(geojson=True))
+    (outline,) = gpd.read_file(out / "changes.geojson").geometry
+    west, east = sorted(outline.geoms, key=lambda part: -part.centroid.x)
+    assert west.bounds[2] == 180 and east.bounds[0] == -180
+    assert max(part.bounds[2] - part.bounds[0] for part in (west, east)) < 0.1
+    areas = [Geod(ellps="WGS84").geometry_area_perimeter(part)[0] for part in (west, east)]
+    assert min(areas) > 0  # wound as the standard asks
+    assert sum(areas) == pytest.approx(summary["changed_area_m2"], rel=1e-3)
+
+
+def test_rasters_across_the_antimeridian_are_aligned_with_rasters_in_degrees(tmp_path):
+    polar, degrees = (
+        write(tmp_path / f"{crs}.tif", scenes(40, 40)[0], crs, place)
+        for crs, place in [
+            (3413, from_origin(-500_000, 500_000, 2500, 2500)),
+            (4326, from_origin(178, 84.5, 0.05, 0.05)),
+        ]
+    )
+    for first, second in ((polar, degrees), (degrees, polar)):
+        with RasterPair(str(first), str(second), Reading(align=True)) as pair:
+            _, valid = pair.read(0, 40)
+        assert 0 < valid.mean() < 1
+    elsewhere = write(tmp_path / "0.tif", scenes(40, 40)[0], 4326, from_origin(0, 84.5, 0.05, 0.05))
+    for first, second in ((polar, elsewhere), (elsewhere, polar)):
+        with pytest.raises(GridMismatchError, match="shows no ground"):
+            RasterPair(str(first), str(second), Reading(align=True))
 
 
 def test_a_reference_system_is_named_by_its_code_only_if_it_is_that_one(tmp_path):

@@ -42,12 +42,6 @@ class Grid:
         return left, bottom, right, top
 
     @property
-    def geographic_bounds(self) -> tuple[float, float, float, float]:
-        """West, south, east, north in degrees; west is above east across the antimeridian."""
-        west, south, east, north = transform_bounds(self.crs, CRS.from_epsg(4326), *self.bounds)
-        return west, south, east, north
-
-    @property
     def pixel_metres(self) -> tuple[float, float]:
         """Width and height on the ground of a pixel in the middle of the grid."""
         col, row = self.cols / 2, self.rows / 2
@@ -116,23 +110,32 @@ def grid_of(raster: DatasetReader) -> Grid:
             f"assign the right one, for instance with `rio edit-info --crs EPSG:32615 "
             f"{_name(raster)}`",
         )
-    west, _, east, _ = grid.geographic_bounds
-    if west >= 180 or east <= -180:
-        turn = -360 if west >= 180 else 360
-        left, bottom, right, top = grid.bounds
+    if grid.crs.is_geographic:
+        _check_longitudes(raster, grid)
+    return grid
+
+
+def _check_longitudes(raster: DatasetReader, grid: Grid) -> None:
+    """Refuse a grid in degrees that is not between -180 and 180.
+
+    A projected grid may lie across the antimeridian: there its coordinates do not jump.
+    """
+    left, bottom, right, top = grid.bounds
+    rounding = grid.transform.a / 2  # of rasters once around the earth
+    if left >= 180 or right <= -180:
+        turn = -360 if left >= 180 else 360
         raise _refused(
             raster,
-            f"its longitudes, {west:.6g} to {east:.6g}, do not count from -180 to 180",
+            f"its longitudes, {left:.6g} to {right:.6g}, do not count from -180 to 180",
             "shift both rasters by 360 degrees, this one with `gdal_translate -a_ullr "
             f"{left + turn!r} {top!r} {right + turn!r} {bottom!r} {_name(raster)} shifted.tif`",
         )
-    if not -180 <= west < east <= 180:
+    if left < -180 - rounding or right > 180 + rounding:
         raise _refused(
             raster,
-            f"crosses the antimeridian (from {west:.6g} to {east:.6g} degrees east)",
+            f"crosses the antimeridian (from {left:.6g} to {right:.6g} degrees east)",
             "cut both rasters at 180 degrees and map the parts one by one",
         )
-    return grid
 
 
 def _on_earth(grid: Grid) -> bool:
@@ -140,7 +143,7 @@ def _on_earth(grid: Grid) -> bool:
     if not (grid.crs.is_geographic or grid.crs.is_projected):  # local, or of three dimensions
         return False
     try:
-        west, _, east, _ = grid.geographic_bounds
+        west, _, east, _ = transform_bounds(grid.crs, CRS.from_epsg(4326), *grid.bounds)
         width, height = grid.pixel_metres
     except (CRSError, CPLE_BaseError):  # of the moon, say
         return False
@@ -204,11 +207,10 @@ def check_overlap(t1: DatasetReader, t2: DatasetReader) -> None:
     """
     first, second = grid_of(t1), grid_of(t2)
     left, bottom, right, top = transform_bounds(second.crs, first.crs, *second.bounds)
-    if (
-        left >= first.bounds[2]
-        or right <= first.bounds[0]
-        or (bottom >= first.bounds[3] or top <= first.bounds[1])
-    ):
+    east, west = left >= first.bounds[2], right <= first.bounds[0]
+    # In degrees, ground across the antimeridian has its left above its right.
+    beside = east and west if left > right else east or west
+    if beside or bottom >= first.bounds[3] or top <= first.bounds[1]:
         raise GridMismatchError(
             f"shows no ground that {t1.name} shows: it has {second}, the other {first}",
             where=t2.name,

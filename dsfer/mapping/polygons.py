@@ -157,20 +157,24 @@ def simplified(polygons: gpd.GeoDataFrame, tolerance: float) -> gpd.GeoDataFrame
 
 
 def write_polygons(polygons: gpd.GeoDataFrame, path: Path) -> None:
-    """Write a GeoPackage, or GeoJSON in degrees where the name ends so, atomically.
+    """Write a GeoPackage, or GeoJSON where the name ends so, atomically.
+
+    GeoJSON is in degrees, its polygons cut at 180 degrees (RFC 7946, section 3.1.9).
 
     Raises:
         OSError: the disk is full or fails.
     """
-    driver = "GeoJSON" if path.suffix == ".geojson" else "GPKG"
-    table = polygons.to_crs("EPSG:4326") if driver == "GeoJSON" else polygons
-    mixed = any(isinstance(outline, MultiPolygon) for outline in table.geometry)
+    if path.suffix == ".geojson":  # the standard's GeoJSON: GDAL transforms, and cuts
+        form = {"driver": "GeoJSON", "RFC7946": "YES"}
+    else:
+        form = {"driver": "GPKG"}
+    mixed = any(isinstance(outline, MultiPolygon) for outline in polygons.geometry)
     with atomic_path(path) as temporary, gdal_writes(path):
         temporary.unlink()  # GDAL writes a new file, where it would add to one that is there
-        table.to_file(
+        polygons.to_file(
             temporary,
-            driver=driver,
             layer=LAYER,
             engine="pyogrio",
             geometry_type="Unknown" if mixed else "Polygon",
+            **form,
         )
