@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from dsfer.figures import data_uri
 from dsfer.files import write_bytes
@@ -144,8 +147,15 @@ def _float(sheet: Sheet) -> str:
 
 def html(title: str, sheets: Sequence[Sheet], pictures: Sequence[Picture] = ()) -> str:
     """Sheets and pictures as one page that needs nothing but itself."""
-    tables = [
-        (sheet, sheet.frame.to_html(border=0, justify="unset", index_names=False))
-        for sheet in sheets
-    ]
+    tables = [(sheet, _html_table(sheet.frame)) for sheet in sheets]
     return draw_page("tables.html", title=title, tables=tables, pictures=pictures)
+
+
+def _html_table(frame: pd.DataFrame) -> str:
+    """A table; columns under one heading are a group, which the page rules off."""
+    table = frame.to_html(border=0, justify="unset", index_names=False)
+    if frame.columns.nlevels == 1:
+        return table
+    groups = groupby(frame.columns.get_level_values(0))
+    spans = "".join(f'<colgroup span="{len(list(group))}">' for _, group in groups)
+    return table.replace("<thead>", f"<colgroup>{spans}<thead>", 1)

@@ -628,6 +628,13 @@ def test_the_page_needs_nothing_but_itself(document):
     )
 
 
+def test_columns_under_one_heading_are_a_group_of_the_page():
+    pairs = [(heading, one) for heading in ("P", "R") for one in ("ours", "paper")]
+    frame = pd.DataFrame([range(5)], columns=pd.MultiIndex.from_tuples([*pairs, ("recipe", "")]))
+    page = html("T", [sheets.Sheet("k", "T", frame, "caption")])
+    assert re.findall(r'<colgroup(?: span="(\d)")?>', page) == ["", "2", "2", "1"]
+
+
 def test_names_from_outside_are_escaped():
     records = measured("III", "levir-cd", lambda key, seed: f"failed: <b>100 %_$#&{{}}^\\ {seed}")
     sheet = sheet_of(records)
