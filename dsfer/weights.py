@@ -188,8 +188,8 @@ def load_weights(model: nn.Module, path: Path, *, model_name: str) -> Metadata:
     """Load a weights file into a network, every entry and nothing else.
 
     Raises:
-        CheckpointError: as `read_metadata`, or it is not the file that the record is of, or an
-            entry is missing, unknown or of another shape.
+        CheckpointError: as `read_metadata`, or it is no .safetensors file, not the file that the
+            record is of, or an entry is missing, unknown or of another shape.
     """
     metadata = read_metadata(path, model=model_name)
     if metadata.onnx is not None:
@@ -197,6 +197,12 @@ def load_weights(model: nn.Module, path: Path, *, model_name: str) -> Metadata:
             "is an exported network, for onnxruntime and the like",
             where=path,
             mend="give the .safetensors file that it was exported from",
+        )
+    if path.suffix != ".safetensors":  # a record vouches for itself alone: nothing is unpickled
+        raise CheckpointError(
+            "is no .safetensors file",
+            where=path,
+            mend="bundles are .safetensors; turn other files into one by `dsfer import-weights`",
         )
     if (found := sha256_file(path)) != metadata.sha256:
         raise CheckpointError(

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 import dsfer
 from dsfer.errors import CheckpointError, ConfigError, DataError, DeviceMemoryError
+from dsfer.files import sha256_file
 from dsfer.weights import Metadata, read_metadata, record_hash, save_weights
 
 OPTIONS = {"width": 0.125, "image_size": 32, "hopfield_dim": 16}
@@ -137,6 +139,16 @@ def test_files_of_others_are_refused_and_nothing_is_unpickled(bundle, monkeypatc
     monkeypatch.setattr(torch, "load", None)
     with pytest.raises(CheckpointError, match="not a dsfer weights file"):
         dsfer.load(bundle)
+
+
+def test_a_torch_file_with_a_record_of_its_own_is_not_unpickled(bundle, monkeypatch):
+    disguised = bundle.with_name("disguised.pt")
+    torch.save({"a": torch.zeros(1)}, disguised)
+    shutil.copy(bundle.with_suffix(".json"), disguised.with_suffix(".json"))
+    change(disguised, sha256=sha256_file(disguised))
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(CheckpointError, match=r"no \.safetensors file.*dsfer import-weights"):
+        dsfer.load(disguised)
 
 
 def test_arrays_that_are_no_pair(bundle):

@@ -61,6 +61,7 @@ def test_a_capital_A_in_the_path_above_is_harmless(tmp_path):
 def test_side_files_are_no_images(tmp_path):
     triple(tmp_path, "a")
     touch(tmp_path, "A/a.tfw", "A/a.png.aux.xml", "A/.DS_Store", "A/Thumbs.db", "B/readme.txt")
+    touch(tmp_path, "A/a.png.msk", "B/a.rrd")
     assert ids(flat(tmp_path)) == ["a"]
 
 

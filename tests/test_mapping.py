@@ -318,7 +318,7 @@ def test_maps_go_into_a_folder_of_this_machine(pair, tmp_path, monkeypatch):
     t1, t2, _ = pair
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    for place in (".", ".."):
+    for place in (".", "..", "/"):
         with pytest.raises(DataError, match="is there already"):
             predict_raster(t1, t2, detector(), place)
     for address in ("s3://bucket/maps", "/vsis3/bucket/maps"):

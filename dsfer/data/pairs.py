@@ -8,10 +8,11 @@ from dsfer.errors import DataError
 from dsfer.paths import AnyPath, listed
 
 SIDE_FILES = frozenset(
-    {".aux", ".hdr", ".j2w", ".jgw", ".ovr", ".pgw", ".prj", ".tfw", ".tifw", ".wld", ".xml"}
+    {".aux", ".hdr", ".j2w", ".jgw", ".msk", ".ovr", ".pgw", ".prj", ".rrd", ".tfw", ".tifw"}
+    | {".wld", ".xml"}
     | {".csv", ".db", ".html", ".ini", ".json", ".md", ".txt", ".yaml", ".yml"}
 )
-"""Suffixes of files that lie beside imagery without being imagery: world files, notes, lists."""
+"""Suffixes of files that lie beside imagery without being imagery: world files, masks, notes."""
 
 LONGEST_ID = 100
 """Characters in a scene id; with row and column appended it still is a member name in a tar."""

@@ -109,8 +109,8 @@ def predict_raster(
 ) -> dict[str, Any]:
     """Map the changes between two rasters of any size.
 
-    Rows stream from the files through the network to the disk; memory does not grow with the
-    height of the rasters.
+    Rows stream from the files through the network to the disk; but for the outlines of the
+    changes, memory does not grow with the height of the rasters.
 
     Args:
         t1: first date: a file, or an address that GDAL reads (`s3://`, `https://`, `/vsi…`).

@@ -66,7 +66,7 @@ def work_folder(out: Path) -> Iterator[Path]:
     Raises:
         DataError: `out` is there already, or another process is making it.
     """
-    work = out.with_name(f".{out.name}.partial")
+    work = out.parent / f".{out.name}.partial"
     if out.exists():
         remove_rest(out)
         raise _is_there(out)
@@ -100,7 +100,7 @@ def remove_rest(out: Path) -> None:
 
     One that still holds `maps` belongs to a run that was cut off, and stays.
     """
-    work = out.with_name(f".{out.name}.partial")
+    work = out.parent / f".{out.name}.partial"
     if work.is_dir() and not (work / MAPS).exists():
         (work / PROGRESS).unlink(missing_ok=True)  # first: without it, no run goes on from the rest
         shutil.rmtree(work, ignore_errors=True)
