@@ -11,7 +11,7 @@ import pytest
 from tests.fuzzed_readers import READERS
 from tests.fuzzing import TOKENS, damaged
 
-INPUTS = 80
+INPUTS = 40
 
 ROOT = Path(__file__).parents[1]
 
