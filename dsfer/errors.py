@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 
 from upath import UPath
 
@@ -64,7 +65,18 @@ def _rebuild(
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, without the essay that some append."""
+    """What another library's error says, without the essay that some append.
+
+    Of what torch does not unpickle it says no more than that: torch's essay comes first, and tells
+    how to run the code in the file.
+    """
+    if isinstance(error, UnpicklingError):
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        return (
+            f"it holds {refused[1]!r}, which is no plain value"
+            if refused
+            else "it is damaged, or holds more than plain values"
+        )
     return str(error).partition("\n")[0] or type(error).__name__
 
 

@@ -6,7 +6,7 @@ checkpoint is imported if it has these very entries, and refused otherwise.
 """
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.serialization import safe_globals
 
 from dsfer.data.transforms import SIGNED, STANDARDISED, Input
 from dsfer.errors import CheckpointError, ConfigError
@@ -87,7 +88,10 @@ class Release:
         return self.input[dataset]
 
 
-STANET_FILES = {"module.": "netF.", "Self_Att.": "netA."}
+PARALLEL = "module."
+"""Begins every name of a network that was saved from inside torch's DataParallel."""
+
+STANET_FILES = {PARALLEL: "netF.", "Self_Att.": "netA."}
 """STANet's authors saved its two parts, features and attention, each in its own file."""
 
 RELEASES = {
@@ -117,7 +121,7 @@ def import_released(
     """Build a network with the weights of a released checkpoint, exactly.
 
     Entries are renamed, and nothing else: but for the first convolution of a network that was fed
-    BGR, whose input channels are reversed.
+    BGR, whose input channels are reversed. What DataParallel puts before all names is taken off.
 
     Args:
         model: name as in `dsfer.list_models()`.
@@ -129,7 +133,7 @@ def import_released(
 
     Raises:
         ConfigError: no release of that model, or none for that data set, is known.
-        CheckpointError: an entry is missing, unknown or of another shape.
+        CheckpointError: a file cannot be read, or an entry is missing, unknown or of another shape.
     """
     sources = list(sources)
     if model not in RELEASES:
@@ -156,10 +160,30 @@ def import_released(
     return network, metadata
 
 
+class _PassedOver:
+    """Stands for whatever builds a scalar of numpy in a pickle; nothing of numpy is called.
+
+    Training code saves its best score, which may be such a scalar, beside the weights.
+    """
+
+    def __init__(self, *_: object): ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+_OF_NUMPY_SCALARS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_PassedOver, "numpy.dtype"),
+    (_PassedOver, "numpy.core.multiarray.scalar"),  # of numpy 1
+    (_PassedOver, "numpy._core.multiarray.scalar"),
+]
+
+
 def _read(sources: list[Path], parts: dict[str, str]) -> dict[str, Tensor]:
     states: dict[str, Tensor] = {}
     for source in sources:
-        for name, value in read_state_dict(source).items():
+        with safe_globals(_OF_NUMPY_SCALARS):
+            found = read_state_dict(source)
+        for name, value in found.items():
             before = [whole for part, whole in parts.items() if name.startswith(part)]
             full = "".join(before) + name
             if full in states:
@@ -169,6 +193,8 @@ def _read(sources: list[Path], parts: dict[str, str]) -> dict[str, Tensor]:
                     mend="give each part of one checkpoint once",
                 )
             states[full] = value
+    if all(name.startswith(PARALLEL) for name in states):
+        return {name.removeprefix(PARALLEL): value for name, value in states.items()}
     return states
 
 

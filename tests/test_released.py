@@ -5,6 +5,7 @@ The released networks are written here a second time, as plain functions of thei
 date after the other, as their authors' papers and state dicts describe them.
 """
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -102,6 +103,88 @@ def test_a_state_dict_among_other_things_is_found(tmp_path):
     torch.save(kept, tmp_path / "checkpoint.pt")
     network, _ = import_released("fc-ef-res", [tmp_path / "checkpoint.pt"])
     assert torch.equal(network.state_dict()["classifier.bias"], states["coupling.bias"])
+
+
+@pytest.mark.parametrize("model", ["bit", "changeformer", "vct"])
+def test_a_checkpoint_of_bits_trainer_is_imported(model, tmp_path):
+    """As `models/trainer.py` of BiT, which the others share, saves it: the score is numpy's."""
+    states = released_states(RELEASES[model][0])
+    kept = {
+        "epoch_id": 3,
+        "best_val_acc": np.nanmean([0.9, 0.8]),
+        "best_epoch_id": 3,
+        "model_G_state_dict": states,
+        "optimizer_G_state_dict": {"state": {0: {"momentum_buffer": torch.zeros(1)}},
+                                   "param_groups": [{"lr": 0.01, "params": [0]}]},
+        "exp_lr_scheduler_G_state_dict": {"base_lrs": [0.01], "lr_lambdas": [None]},
+    }  # fmt: skip
+    torch.save(kept, tmp_path / "best_ckpt.pt")
+    network, _ = import_released(model, [tmp_path / "best_ckpt.pt"])
+    own = network.state_dict()
+    for entry in RELEASES[model][0].entries:
+        if entry.ours:
+            assert torch.equal(own[entry.ours], states[entry.name]), entry.name
+
+
+@pytest.mark.parametrize("module", [b"numpy._core.multiarray", b"numpy.core.multiarray"])
+def test_scalars_of_either_numpy_beside_the_weights_are_passed_over(module, tmp_path):
+    states, path = released_states(RELEASES["fc-ef-res"][0]), tmp_path / "best.pt"
+    scores = {"f1": np.float64(0.9), "loss": np.float32(0.1), "epoch": np.int64(3)}
+    torch.save({**scores, "net": states}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert b"numpy._core.multiarray" in content
+    path.write_bytes(content.replace(b"numpy._core.multiarray", module))
+    network, _ = import_released("fc-ef-res", [path])
+    assert torch.equal(network.state_dict()["classifier.bias"], states["coupling.bias"])
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+class InAScalar:
+    """Hands the payload to what builds scalars of numpy."""
+
+    def __reduce__(self):
+        return (np.float64(0).__reduce__()[0], (np.dtype("O"), Payload()))
+
+
+class Layer:
+    """As `torch.save` writes a whole layer."""
+
+    def __reduce__(self):
+        return (torch.nn.Linear, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("payload", "named"),
+    [
+        (Payload(), "'print'"),
+        (InAScalar(), "'print'"),
+        (Layer(), r"'torch\.nn\.modules\.linear\.Linear'"),
+        (np.zeros(2), r"'numpy\._core\.multiarray\._reconstruct'"),
+    ],
+    ids=["call", "in a scalar", "layer", "array"],
+)
+def test_nothing_but_scalars_is_passed_over(payload, named, tmp_path, capsys):
+    kept = {"best_val_acc": np.float64(0.5), "net": {"a": torch.zeros(1)}, "payload": payload}
+    torch.save(kept, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=rf"\(it holds {named}, which is no plain value\)"):
+        import_released("fc-ef-res", [tmp_path / "model.pth"])
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_network_saved_inside_data_parallel_is_imported(tmp_path):
+    states = released_states(RELEASES["fc-ef-res"][0])
+    parallel = {f"module.{name}": value for name, value in states.items()}
+    torch.save(parallel, tmp_path / "model.pth")
+    network, _ = import_released("fc-ef-res", [tmp_path / "model.pth"])
+    assert torch.equal(network.state_dict()["classifier.bias"], states["coupling.bias"])
+    parallel["coupling.bias"] = parallel.pop("module.coupling.bias")
+    torch.save(parallel, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"unknown: module\."):
+        import_released("fc-ef-res", [tmp_path / "model.pth"])
 
 
 # The released networks, as functions of their state dict.

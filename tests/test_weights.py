@@ -51,9 +51,20 @@ class Payload:
 
 def test_pickled_code_is_never_run(tmp_path, capsys):
     torch.save({"a": Payload()}, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match="not a readable state dict"):
+    with pytest.raises(
+        CheckpointError, match=r"not a readable state dict .*\(it holds 'print'"
+    ) as e:
         read_state_dict(tmp_path / "model.pth")
+    assert str(e.value).isprintable()
     assert "code ran" not in capsys.readouterr().out
+
+
+def test_what_a_file_names_does_not_reach_the_terminal_raw(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"a": Payload()}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"print", b"p\x1b[1m"))
+    with pytest.raises(CheckpointError, match=r"holds '.*p\\x1b\[1m', which is no plain value"):
+        read_state_dict(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100])
