@@ -60,6 +60,7 @@ def draw_plates(entries: Sequence[Entry], outcomes: Mapping[str, Outcome], folde
             test,
             choose(settings, test, kept / counts),
             methods,
+            {entry.key: entry.label for entry in entries},
             own,
             left_out,
             f"The networks are those of Table {entries[0].table} with seed {settings.params.seed}, "

@@ -348,7 +348,7 @@ def check_plates(project: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     caption = record.figures[0].caption
     assert "of Table III with seed 0" in caption
-    assert caption.endswith(f"Left out: {failed.key}: failed: no room.")
+    assert caption.endswith(f"Left out: {failed.label}: failed: no room.")
     assert {path.name for path in folder.iterdir()} == {"figures.json"} | {
         picture.with_suffix(suffix).name for picture in pictures for suffix in (".png", ".pdf")
     }

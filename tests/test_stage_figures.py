@@ -12,6 +12,7 @@ from dsfer import detector
 from dsfer.errors import CheckpointError, ConfigError, DataError
 from dsfer.files import read_json, write_json
 from dsfer.models import MODELS
+from dsfer.plates import comparison_plate
 from dsfer.weights import Metadata, save_weights
 from pipeline import comparison
 from pipeline.params import load_params
@@ -153,6 +154,7 @@ def test_rows_of_a_table_that_cannot_be_drawn_are_named(tiles, tmp_path, monkeyp
         return weights[cell.settings.params.model]
 
     weights = {name: save(tmp_path, name, tiles) for name in ("fc-ef-res", "fc-siam-conc")}
+    weights["changeformer"] = save(tmp_path, "changeformer", tiles, version="v5", width=0.125)
     weights["frnet"] = save(tmp_path, "frnet", tiles, split_hash="of another", width=0.125)
     weights["dsfer-net"] = save(tmp_path, "dsfer-net", tiles, image_size=32, width=0.125)
     of_schema(weights["dsfer-net"], 2)
@@ -160,15 +162,22 @@ def test_rows_of_a_table_that_cannot_be_drawn_are_named(tiles, tmp_path, monkeyp
     rows = [row for row in entries_of("I", ["demo"], [0], {}) if row.key in named]
     outcomes = {row.cells[0].name: "not run" if row.key == "vct" else None for row in rows}
     asked_for = [Choice(tiles.ids[0], None, "chosen")]
-    counted_of = []
+    counted_of, titles = [], []
+
+    def plate(drawn, called):
+        titles.extend(called)
+        return comparison_plate(drawn, called)
+
+    monkeypatch.setattr("pipeline.stages.figures.comparison_plate", plate)
     monkeypatch.setattr(comparison, "_fetch_weights", fetch_weights)
     monkeypatch.setattr(comparison, "_fetch_test_split", lambda cell, folder: tiles)
     monkeypatch.setattr(comparison, "fetch", lambda cell, *_: counted_of.append(cell))
     monkeypatch.setattr(comparison, "choose", lambda *_: asked_for)
     comparison.draw_plates(rows, outcomes, tmp_path / "plates")
     drawn = read_json(tmp_path / "plates/figures.json")
-    assert list(drawn["methods"]) == ["fc-siam-conc", "fc-ef-res"]
-    assert [cell.settings.params.model for cell in counted_of] == ["fc-ef-res"]
+    assert list(drawn["methods"]) == ["fc-siam-conc", "fc-ef-res", "changeformer"]
+    assert titles == ["FC-Siam-conc", "FC-EF-Res", "ChangeFormer (V5)"]  # as in the table
+    assert [cell.settings.params.model for cell in counted_of] == ["changeformer"]
     assert drawn["left_out"] == {
         "bit": "is not in DVC's cache",
         "vct": "not run",

@@ -70,13 +70,15 @@ def main() -> None:
     chosen = choose(settings, test, counted(settings))
     methods, left_out = trained_methods(settings, test)
     with atomic_folder(settings.model_folder / "figures") as out:
-        draw(test, chosen, methods, settings.params.model, left_out, TRAINED_HERE, out)
+        titles, own = load_published().titles, settings.params.model
+        draw(test, chosen, methods, titles, own, left_out, TRAINED_HERE, out)
 
 
 def draw(
     test: TileShards,
     chosen: Sequence[Choice],
     methods: Mapping[str, Detector],
+    titles: Mapping[str, str],
     own: str,
     left_out: Mapping[str, str],
     which: str,
@@ -88,6 +90,7 @@ def draw(
         test: the test split.
         chosen: its tiles, a row each.
         methods: networks by their names, in the order of the plate.
+        titles: what a plate calls them, by their names; by default the name.
         own: the one of them whose inside is drawn, too, as far as it has it.
         left_out: why others are not compared, by their names.
         which: a sentence for the reader, on which networks are compared.
@@ -97,7 +100,6 @@ def draw(
         ConfigError: a pixel was chosen, and the own network has no retrieval to explain it by.
     """
     tiles = [read_tile(test, choice.tile) for choice in chosen]
-    titles = load_published().titles
     probabilities = {name: predict(method, tiles) for name, method in methods.items()}
     called = {
         titles.get(name, name): [(each > 0.5).astype(np.uint8) for each in maps]
