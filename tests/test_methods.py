@@ -104,14 +104,18 @@ def test_a_network_trains_and_is_evaluated_under_its_own_recipe(project, model, 
 
 # BiT and VcT, the slowest, have the loss of FC-EF-Res there.
 @pytest.mark.parametrize("model", sorted({*dsfer.list_models()} - {"bit", "vct"}))
-def test_under_the_common_recipe_the_losses_stay_the_methods_own(project, model):
+def test_under_the_common_recipe_every_network_learns_from_all_its_maps(project, model):
     variant = "bam" if model == "stanet" else None
     rate = {"lr": 0.001}  # 1e-4 is too little to be seen in four steps
     changes = rate | ADAPTED.get(model, {})
     configure(project, model=model, recipe="common", variant=variant, **changes)
     train.main()
-    history = pd.read_csv(current_settings().model_folder / "training/history.csv")
-    assert history["train/loss"].iloc[-1] < history["train/loss"].iloc[0]
+    settings = current_settings()
+    history = pd.read_csv(settings.model_folder / "training/history.csv")
+    total, change, deep = (history[f"train/{term}"] for term in ("loss", "change", "deep"))
+    assert total.iloc[-1] < total.iloc[0]
+    assert total.tolist() == pytest.approx((change + settings.recipe.lambda_ * deep).tolist())
+    assert (deep > 0).all() == (model in ("changeformer", "dsamnet", "dsfer-net"))
 
 
 def test_weights_of_another_method_are_refused(project):

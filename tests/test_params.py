@@ -415,12 +415,17 @@ def test_each_compared_method_has_its_own_recipe_by_default(tmp_path, model):
 
 
 @pytest.mark.parametrize("model", ["dsfer-net", *OTHERS])
-def test_under_the_common_recipe_all_methods_train_alike(tmp_path, model):
+def test_under_the_common_recipe_all_methods_train_alike_but_for_their_terms(tmp_path, model):
     resolved = settings(tmp_path, model=model, recipe="common", dataset="levir-cd")
     modern = settings(tmp_path, recipe="modern", dataset="levir-cd").recipe
     own = {"change_loss", "deep_loss", "lambda_", "pretrained"}
     assert resolved.recipe.model_dump(exclude=own) == modern.model_dump(exclude=own)
-    assert (resolved.recipe.change_loss == "contrastive") == (model in ("stanet", "dsamnet"))
+    terms = (resolved.recipe.change_loss, resolved.recipe.deep_loss, resolved.recipe.lambda_)
+    assert terms == {
+        "stanet": ("contrastive", "dice", 0.1),  # it has no deep maps
+        "dsamnet": ("contrastive", "sigmoid-dice", 0.1),
+        "changeformer": ("cross-entropy", "cross-entropy", 1.0),
+    }.get(model, ("cross-entropy", "dice", 0.1))
     if model == "dsfer-net":
         assert resolved.recipe == modern
 
