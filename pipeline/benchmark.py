@@ -51,6 +51,7 @@ from pipeline.tables import (
     table_names,
 )
 from pipeline.typeset import Picture, write_document
+from pipeline.workspace import restore_params
 
 LAST_STAGE = "evaluate"
 """Tables need scores and weights; the report of a cell is made by `dvc exp run` with its values."""
@@ -124,7 +125,9 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
         QueueError: it was stopped, or DVC failed.
         BenchmarkError: cells failed, or could not be compared, which the tables say too; or plates
             could not be drawn.
+        WorkspaceError: another benchmark or sweep is under way.
     """
+    restore_params(Path(), "a benchmark")
     entries = plan.entries()
     cells = {cell.name: cell for rows in entries.values() for row in rows for cell in row.cells}
     with queue_held("a benchmark"):

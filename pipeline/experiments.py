@@ -29,7 +29,7 @@ from dsfer.errors import DsferError
 from pipeline.commands import environment
 from pipeline.guard import GRACE
 from pipeline.recovery import is_leftover
-from pipeline.workspace import project_workspace
+from pipeline.workspace import params_kept, project_workspace
 
 WORKERS = Path(".dvc/tmp/exps/celery")
 """Where DVC notes the workers of its queue and keeps their logs."""
@@ -83,7 +83,7 @@ def run_queued(
                     where="DVC's queue", mend=f"see {WORKERS}/*.out, then start the same again",
                 )  # fmt: skip
             _end_idle_workers(stopped)
-            with project_workspace(Path(), "a sweep"):
+            with project_workspace(Path(), "a sweep"), params_kept(Path()):
                 check()
                 _enqueue(left, stopped, target)
             _start_workers(jobs, stopped)

@@ -28,10 +28,17 @@ from dsfer.console import run
 from dsfer.errors import DsferError
 from dsfer.files import remove_leftovers, write_bytes
 from dsfer.processes import process_mark
+from pipeline.params import PARAMS
 
 log = logging.getLogger(__name__)
 
 DATA = "data"
+
+KEPT = Path(".dvc/tmp/flows/params.yaml")
+"""`params.yaml` as it was before a sweep or benchmark had DVC queue experiments, while it does."""
+
+ARGUMENTS = ".dvc/tmp/repro.dat"
+"""What DVC adds to git's index, besides `params.yaml`, while it queues an experiment."""
 
 TEMPORARY = re.compile(r".*\.[\w-]{22}\.tmp")
 """Names of DVC's temporary files; they do not say whose they are."""
@@ -60,6 +67,8 @@ def recover(root: Path) -> None:
     - Temporary files of dead processes are removed from `data/` and from the cache.
     - What `dvc exp run` and `dvc exp save` keep in git while they are at work is removed, since it
       stops the next one; and the branch that they have left for that time is the current one again.
+    - `params.yaml`, into which DVC writes the values of an experiment to queue it, is as before
+      where a sweep or benchmark was killed amid that.
 
     Processes of other machines, which may share the folder, are not seen: DVC notes a number alone.
 
@@ -79,6 +88,8 @@ def recover(root: Path) -> None:
                 _remove_temporary(root / DATA)
                 if isinstance(repo.scm, Git) and "at work" not in states:
                     _forget_experiment(repo.scm, killed=states[1] == "killed")
+                if states[1] == "killed" and (root / KEPT).exists():
+                    _restore_params(root)
         except LockError as error:
             raise DsferError(
                 "another DVC command is at work here", where=root, mend="wait for its end"
@@ -203,6 +214,13 @@ def _forget_experiment(git: Git, *, killed: bool) -> None:
             log.warning("a killed experiment had left %s: it is the current branch again", branch)
     if killed and (stash := _git(root, "stash", "list", "--max-count=1")):
         log.warning("if the edits in git's %s are yours, `git stash pop` brings them back", stash)
+
+
+def _restore_params(root: Path) -> None:
+    write_bytes(root / PARAMS, (root / KEPT).read_bytes())
+    _git(root, "reset", "--quiet", "--", str(PARAMS), ARGUMENTS)
+    (root / KEPT).unlink()
+    log.warning("a kill had left an experiment's values in %s: the former are back", PARAMS)
 
 
 def _git(folder: Path, *arguments: str) -> str:

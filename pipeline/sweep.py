@@ -22,6 +22,7 @@ from pipeline.cells import Cell, make_cell, missing_reason, queue_held, read_met
 from pipeline.experiments import finished
 from pipeline.params import Value
 from pipeline.stages import run
+from pipeline.workspace import restore_params
 
 Grid = dict[str, list[Value]]
 """Values to try, by key of `params.yaml`."""
@@ -81,7 +82,9 @@ def sweep(grid: Grid, jobs: int, out: Path | None) -> None:
         ConfigError: the grid is impossible; nothing has been started.
         QueueError: it was stopped, or DVC failed.
         SweepError: experiments failed, which the table says too.
+        WorkspaceError: another sweep or benchmark is under way.
     """
+    restore_params(Path(), "another sweep")
     cells = check_grid(grid)
     with queue_held("another sweep"):
         run_cells(cells, jobs)

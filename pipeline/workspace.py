@@ -20,10 +20,10 @@ from dvc.repo.experiments.refs import ExpRefInfo
 from filelock import FileLock, Timeout
 
 from dsfer.errors import DataError, DsferError
-from dsfer.files import read_json, write_json
+from dsfer.files import read_json, write_bytes, write_json
 from pipeline.frozen import parse_yaml
 from pipeline.params import PARAMS, change_params
-from pipeline.recovery import recover, recover_cache
+from pipeline.recovery import KEPT, recover, recover_cache
 
 COPIES = Path(".dvc/tmp/flows")
 """Where copies and locks of flow runs lie in a project."""
@@ -55,6 +55,37 @@ def project_workspace(project: Path, who: str) -> Iterator[Path]:
         _remove_leftovers(project)
         recover(project)
         yield project
+
+
+@contextmanager
+def params_kept(project: Path) -> Iterator[None]:
+    """Keep `params.yaml` for `recover`, should the process be killed in this block.
+
+    To queue an experiment, DVC writes its values into the file, and afterwards the former ones.
+    """
+    kept = project / KEPT
+    write_bytes(kept, (project / PARAMS).read_bytes())
+    try:
+        yield
+    finally:
+        kept.unlink()
+
+
+def restore_params(project: Path, who: str) -> None:
+    """Bring back the `params.yaml` of a process that was killed while it queued experiments.
+
+    They are named after it: with the values of one of them in it, none would be known again.
+
+    Args:
+        project: top folder of the project.
+        who: does it, which others are told.
+
+    Raises:
+        WorkspaceError: that process lives.
+    """
+    if (project / KEPT).exists():
+        with project_workspace(project, who):
+            pass  # it has been recovered
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """DVC's queue for real, in a project of one stage that fails at will."""
 
+import signal
 import subprocess
 import sys
 
@@ -89,6 +90,57 @@ def test_what_a_worker_took_and_never_began_is_run(project, tmp_path):
     run_queued({"lost": {"amount": 1}}, 1, stopped=lambda: False, check=lambda: None)
     assert (tmp_path / "tries").read_text() == "amount: 1\n"
     assert finished().keys() == {"lost"}
+
+
+SWEEP = """
+import os, signal, sys
+from pathlib import Path
+from dvc.repo.experiments.queue.base import BaseStashQueue
+from pipeline.cells import queue_held
+from pipeline.experiments import run_queued
+from pipeline.workspace import restore_params
+
+def stash(queue, *args, **kwargs):  # by now the values are in params.yaml
+    if kwargs["run_env"]["DVC_EXP_NAME"] == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(queue, *args, **kwargs)
+
+real, BaseStashQueue._pack_args = BaseStashQueue._pack_args, stash
+restore_params(Path(), "a sweep")
+with queue_held("a sweep"):
+    experiments = {"long": {"amount": 5}, "short": {"amount": 1}}
+    run_queued(experiments, 1, stopped=lambda: False, check=lambda: None)
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_itself_goes_on(project, tmp_path):
+    """While it queues the second experiment, and again while the first one runs."""
+
+    def start(killed_at=""):
+        return subprocess.Popen([sys.executable, "-c", SWEEP, killed_at], env=environment())
+
+    def begun():
+        return (tmp_path / "tries").read_text().split() if (tmp_path / "tries").exists() else []
+
+    params = project / "params.yaml"
+    assert start(killed_at="short").wait() == -signal.SIGKILL
+    assert params.read_text() == "amount: 1\n"  # as DVC wrote it
+
+    with start() as sweep:
+        wait_for(begun)
+        sweep.kill()
+    assert params.read_text() == "amount: 0\n"
+    assert begun() == ["amount:", "5"]  # and it still runs
+
+    with start() as sweep:
+        wait_for(lambda: begun().count("5") == 2)
+        (tmp_path / "end").touch()
+    assert sweep.returncode == 0
+    assert begun() == ["amount:", "5"] * 2 + ["amount:", "1"]
+    assert finished().keys() == {"long", "short"}
+    assert not {"Queued", "Running"} & set(dvc(project, "queue", "status").split())
+    assert run(project, "git", "status", "--short", "--branch") == "## main\n"
 
 
 @pytest.mark.slow
