@@ -1,7 +1,8 @@
 """What the networks of Tables II and IV cost, measured in turn by one run of `benchmarks/cost.py`.
 
 What was measured is kept until code, commit, size, torch or GPU change: a table that is made again
-reads it.
+reads it. Where a network failed, nothing is kept: all are measured again, as ratios hold within a
+run.
 """
 
 import sys
@@ -69,12 +70,21 @@ class Cost(Stored):
 
 
 class Costs(Stored):
-    """What `benchmarks/cost.py` writes."""
+    """What `benchmarks/cost.py` writes.
+
+    Attributes:
+        device: as tables name it.
+        date: the day (UTC).
+        torch: its version.
+        rows: the networks that could be measured.
+        failed: why others could not, by their names.
+    """
 
     device: str
     date: str
     torch: str
     rows: list[Cost]
+    failed: dict[str, str]
 
 
 def network_of(name: Name, key: str) -> str:
@@ -117,7 +127,10 @@ def measure_costs(pairs: int | None, models: Sequence[str] = ()) -> Costs | str:
         if not kept.is_file():
             with atomic_path(kept) as temporary:
                 _run([*options, "--json", str(temporary)])
-        return Costs.model_validate(read_json(kept))
+        costs = Costs.model_validate(read_json(kept))
+        if costs.failed:
+            kept.unlink()
+        return costs
     except DsferError as error:
         return f"failed: {error.problem}"
 
@@ -140,10 +153,14 @@ def cost_records(name: Name, key: str, dataset: str, found: Costs | str) -> list
     """
     values: dict[str, list[float]] = {}
     made: dict[str, object] = dict.fromkeys(MADE, "")
-    if isinstance(found, Costs):
-        (cost,) = (row for row in found.rows if row.network == network_of(name, key))
+    network, why = network_of(name, key), ""
+    if isinstance(found, str):
+        why = found
+    elif network in found.failed:
+        why = f"failed: {found.failed[network]}"
+    else:
+        (cost,) = (row for row in found.rows if row.network == network)
         values, made = _measured(cost), _made(cost, found)
-    why = found if isinstance(found, str) else ""
     return [
         record(name, key, dataset, measure, values.get(measure, []), BESIDE.get(measure, ""), why)
         | made

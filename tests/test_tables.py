@@ -501,7 +501,8 @@ def made_up_costs():
         "tried": [1, 8], "latency_ms": 250.0, "peak_mib": None, "precision": "float32",
     }  # fmt: skip
     about = {"command": "c", "device": "2 cores", "date": "2026-11-27", "torch": "2.15"}
-    return about | {"rows": [{"network": name} | row for name in cost.measured_networks()]}
+    rows = [{"network": name} | row for name in cost.measured_networks()]
+    return about | {"rows": rows, "failed": {}}
 
 
 def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
@@ -594,6 +595,32 @@ def test_costs_are_measured_once_and_a_failure_is_a_reason(tmp_path, monkeypatch
     assert cost.measure_costs(8) == first
     assert calls == [["--pairs", "4", "--json"], ["--json"], ["--pairs", "8", "--json"]]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_network_that_fails_leaves_the_others_their_costs(tmp_path, monkeypatch):
+    """Nothing is kept of such a run: the next measures again."""
+    made_up, calls = made_up_costs(), []
+    made_up["rows"] = [row for row in made_up["rows"] if row["network"] != "vct"]
+    made_up["failed"] = {"vct": "no room"}
+
+    def run(options):
+        calls.append(options)
+        Path(options[-1]).write_text(json.dumps(made_up))
+
+    monkeypatch.setattr(cost, "KEPT", tmp_path)
+    monkeypatch.setattr(cost, "_run", run)
+    costs = cost.measure_costs(None)
+    assert cost.measure_costs(None) == costs
+    assert len(calls) == 2 and not any(tmp_path.iterdir())
+    records = pd.DataFrame(
+        [line for key in row_keys("II") for line in cost_records("II", key, "", costs)]
+    )
+    sheet = score_sheet(records, "")
+    assert set(sheet.frame.loc["VcT"]) >= {"failed†", "12.41", "82.23"}
+    assert sheet.notes == ("† VcT: failed: no room",)
+    assert sheet.frame.loc["BiT", ("GMACs", "ours")] == "75.19"
+    (line,) = cost_records("IV", "vgg16", "demo", costs)
+    assert (line["n"], line["why"]) == (1, "")
 
 
 @pytest.fixture(scope="module")
