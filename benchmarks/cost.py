@@ -14,6 +14,7 @@ the numbers say why.
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -265,7 +266,10 @@ def peak_memory(name: str, model: nn.Module, size: int, batch: int) -> float | N
     """MiB that the weights and a pass over one batch take at most; None where no system tells."""
     device = next(model.parameters()).device
     if device.type == "cpu":
-        return separately(host_memory, name, size, batch) if is_told() else None
+        if not is_told():
+            return None
+        modules = sorted({type(part).__module__ for part in model.modules()})
+        return separately(host_memory, name, size, batch, modules)
     own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -273,8 +277,17 @@ def peak_memory(name: str, model: nn.Module, size: int, batch: int) -> float | N
     return (torch.cuda.max_memory_allocated(device) - before + own) / MEBIBYTE
 
 
-def host_memory(name: str, size: int, batch: int) -> float:
-    """MiB that this process takes at most for a network, above what it holds without one."""
+def host_memory(name: str, size: int, batch: int, modules: Sequence[str]) -> float:
+    """MiB that this process takes at most for a network, above what it holds without one.
+
+    Args:
+        name: of the network.
+        size: of its tiles in pixels.
+        batch: pairs at once.
+        modules: that define its parts; what they import, as torchvision, is none of its memory.
+    """
+    for module in modules:
+        import_module(module)
     torch.conv2d(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3))  # loads what computes
     before = held_now()
     one_pass(build(name, size, torch.device("cpu")), size, batch)

@@ -1,11 +1,27 @@
 """What `benchmarks/cost.py` measures, of small networks and small tiles."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from benchmarks import cost, memory
+from tests.project import ROOT
+
+IMPORTED = """
+import sys
 from benchmarks import cost
+
+def held_now():
+    print(*sys.modules)
+    return whole()
+
+whole, cost.held_now = cost.held_now, held_now
+cost.host_memory{arguments}
+print(*sys.modules)
+"""
 
 
 def measure(monkeypatch, file, networks):
@@ -40,3 +56,16 @@ def test_where_all_fail_the_error_tells_every_reason(tmp_path, monkeypatch):
 def test_an_unknown_network_is_named():
     with pytest.raises(SystemExit, match="error: bitt: no such network"):
         cost.build("bitt", 64, torch.device("cpu"))
+
+
+@pytest.mark.skipif(not memory.is_told(), reason="this system does not tell it")
+def test_memory_does_not_count_what_the_networks_modules_import(monkeypatch):
+    """Some 80 MiB are torchvision's, which only some networks import."""
+    monkeypatch.setattr(cost, "separately", lambda _, *arguments: arguments)
+    network = cost.build("changeformer", 64, torch.device("cpu"))
+    code = IMPORTED.format(arguments=cost.peak_memory("changeformer", network, 64, 1))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, text=True, check=True, stdout=subprocess.PIPE
+    )
+    before, after = (set(line.split()) for line in done.stdout.splitlines())
+    assert "torchvision.ops" in before and len(after - before) < 10
