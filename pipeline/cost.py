@@ -200,11 +200,12 @@ def cost_caption(records: pd.DataFrame) -> str:
         "seconds": "Test loop as the paper's: float32, one pair after the other, reading included, "
         f"scaled from {made['pairs']} pairs to {PAPER_PAIRS:,}; the paper's seconds are of an "
         "NVIDIA A100, so no difference is given.",
-        "pairs/s": f"Pairs per second at the fastest batch of those tried ({made['tried']}; which "
-        f"it was is in the .csv), in {made['precision']} and uncompiled: torch.compile takes "
-        "minutes for every network and batch size.",
+        "pairs/s": f"Pairs per second at the fastest batch of those tried ({made['tried']}), in "
+        f"{made['precision']} and uncompiled: torch.compile takes minutes for every network and "
+        "batch size.",
         "latency": "Latency of one pair that is on the device, likewise.",
-        "memory": "Peak memory of the network and that batch, above what a process holds without.",
+        "memory": "Peak memory of the network and that batch, which is not the same for all, above "
+        "what a process holds without.",
     }
     told = [text for measure, text in sentences.items() if measure in set(records["measure"])]
     where = f"{made['device']}, torch {made['torch']}, {made['date']}"

@@ -519,12 +519,13 @@ def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
         ("Test loop, s per 2,048 pairs", "paper, A100"): "21.27",
         ("GMACs", "ours"): "75.19",
         ("Pairs per second", "ours"): "3.50",
+        ("Pairs per second", "batch"): "8",
         ("Latency, ms", "ours"): "250.00",
         ("Peak memory, MiB", "ours"): "not measured",
     }
     assert sheet.notes == ()
     assert "scaled from 16 pairs to 2,048" in sheet.caption and "2 cores" in sheet.caption
-    assert "fastest batch of those tried (1, 8;" in sheet.caption
+    assert "fastest batch of those tried (1, 8), in" in sheet.caption
     assert "in float32 and uncompiled" in sheet.caption
     assert records[records["key"] == "bit"]["batch"].unique() == "8"
 
@@ -573,6 +574,7 @@ def test_a_network_that_the_paper_lacks_is_measured_with_the_others(tmp_path, mo
         ("Test loop, s per 2,048 pairs", "paper, A100"): "not published",
         ("GMACs", "ours"): "75.19",
         ("Pairs per second", "ours"): "3.50",
+        ("Pairs per second", "batch"): "8",
         ("Latency, ms", "ours"): "250.00",
         ("Peak memory, MiB", "ours"): "not measured",
     }
@@ -619,6 +621,7 @@ def test_a_network_that_fails_leaves_the_others_their_costs(tmp_path, monkeypatc
     assert set(sheet.frame.loc["VcT"]) >= {"failed†", "12.41", "82.23"}
     assert sheet.notes == ("† VcT: failed: no room",)
     assert sheet.frame.loc["BiT", ("GMACs", "ours")] == "75.19"
+    assert sheet.frame["Pairs per second", "batch"][["BiT", "VcT"]].tolist() == ["8", "—"]
     (line,) = cost_records("IV", "vgg16", "demo", costs)
     assert (line["n"], line["why"]) == (1, "")
 
