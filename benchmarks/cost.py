@@ -55,7 +55,7 @@ def main(
     ),
     size: int = 256,
     batches: Annotated[list[int] | None, typer.Option(help="batch sizes to try")] = None,
-    rounds: int = 3 if torch.cuda.is_available() else 2,
+    rounds: int = 3,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     only: Annotated[
         list[str] | None, typer.Option(help="networks, those of Tables II and IV by default")
@@ -73,7 +73,7 @@ def main(
 
         def start(name: str) -> nn.Module:
             network = build(name, size, where)
-            test_loop(network, data, where, 1)
+            test_loop(network, data, where, 1)  # warms up, too
             return network
 
         def find_batch(name: str) -> int:
@@ -85,7 +85,7 @@ def main(
             {name: partial(test_loop, net, data, where, pairs) for name, net in networks.items()},
             items=pairs,
             rounds=rounds,
-            warm_up=1 if where.type == "cuda" else 0,
+            warm_up=1 if where.type == "cuda" else 0,  # on a CPU, the first pair was one
         )
         report.add(f"test loop, {pairs} pairs of {size} px one at a time", loops, "pairs")
         best = each(networks, find_batch, failed)
@@ -93,7 +93,7 @@ def main(
             {name: scorer(networks[name], data, where, tiles, best[name]) for name in best},
             items=tiles,
             rounds=rounds,
-            warm_up=1 if where.type == "cuda" else 0,  # the search was one
+            warm_up=1 if where.type == "cuda" else 0,  # on a CPU, the search was one
         )
         at = f"each at the best batch of {', '.join(map(str, sizes))}"
         report.add(f"scoring {tiles} pairs of {size} px, {at}", rates, "pairs")
@@ -107,7 +107,7 @@ def main(
 
     def row(name: str) -> Cost:
         timings = (by_name[name] for by_name in taken)
-        return row_of(name, networks[name], size, pairs, best[name], sizes, *timings)
+        return row_of(name, networks[name], size, pairs, best[name], sizes, rounds, *timings)
 
     rows = each(best, row, failed)
     report.rows([row.model_dump() for row in rows.values()], failed)
@@ -239,6 +239,7 @@ def row_of(
     count: int,
     batch: int,
     tried: list[int],
+    rounds: int,
     loop: Timing,
     rate: Timing,
     delay: Timing,
@@ -257,6 +258,8 @@ def row_of(
         batch=batch,
         tried=tried,
         latency_ms=1000 * delay.seconds / PASSES,
+        rounds=rounds,
+        spreads={"seconds": loop.spread, "pairs/s": rate.spread, "latency": delay.spread},
         peak_mib=peak_memory(name, model, size, batch),
         precision=best_precision(device),
     )

@@ -23,7 +23,7 @@ from pipeline.workspace import commit, experiment_name
 KEPT = Path(".dvc/tmp/tables")
 """Where measured costs lie in a project."""
 
-MADE = ("device", "torch", "date", "pairs", "precision", "batch", "tried")
+MADE = ("device", "torch", "date", "pairs", "precision", "batch", "tried", "rounds")
 """What records tell of how they were made."""
 
 BESIDE = {"seconds": "A100"}
@@ -50,6 +50,9 @@ class Cost(Stored):
         pairs_per_second: from shards to counts, at `batch` and in `precision`, uncompiled.
         batch: the size of the highest rate, of those that were `tried`.
         latency_ms: from one pair on the device to its logits, in `precision`.
+        rounds: of which times are the medians; in each, all networks took their turn.
+        spreads: of the times: half the distance of the quartiles, relative to the median, by the
+            names that tables have for them.
         peak_mib: of the network and one batch in the device's memory, on a CPU in a process of its
             own; None where the system does not tell.
     """
@@ -65,6 +68,8 @@ class Cost(Stored):
     batch: int
     tried: list[int]
     latency_ms: float
+    rounds: int
+    spreads: dict[str, float]
     peak_mib: float | None
     precision: str
 
@@ -143,7 +148,7 @@ def _run(options: list[str]) -> None:
 
 
 def cost_records(name: Name, key: str, dataset: str, found: Costs | str) -> list[dict[str, object]]:
-    """What a row of a table costs, see `pipeline.sheets.record`.
+    """What a row of a table costs, see `pipeline.sheets.record`; with the `spread` of times.
 
     Args:
         name: of the table.
@@ -152,6 +157,7 @@ def cost_records(name: Name, key: str, dataset: str, found: Costs | str) -> list
         found: what `measure_costs` returned.
     """
     values: dict[str, list[float]] = {}
+    spreads: dict[str, float] = {}
     made: dict[str, object] = dict.fromkeys(MADE, "")
     network, why = network_of(name, key), ""
     if isinstance(found, str):
@@ -160,12 +166,15 @@ def cost_records(name: Name, key: str, dataset: str, found: Costs | str) -> list
         why = f"failed: {found.failed[network]}"
     else:
         (cost,) = (row for row in found.rows if row.network == network)
-        values, made = _measured(cost), _made(cost, found)
-    return [
-        record(name, key, dataset, measure, values.get(measure, []), BESIDE.get(measure, ""), why)
-        | made
-        for measure in load_tables()[name].costs
-    ]
+        values, made, spreads = _measured(cost), _made(cost, found), cost.spreads
+    records = []
+    for measure in load_tables()[name].costs:
+        line = record(
+            name, key, dataset, measure, values.get(measure, []), BESIDE.get(measure, ""), why
+        )
+        spread = spreads[measure] * values[measure][0] if measure in spreads else None
+        records.append(line | {"spread": spread} | made)
+    return records
 
 
 def _measured(cost: Cost) -> dict[str, list[float]]:
@@ -184,7 +193,8 @@ def _measured(cost: Cost) -> dict[str, list[float]]:
 def _made(cost: Cost, run: Costs) -> dict[str, object]:
     """How it was measured, by `MADE`."""
     pairs, batch, tried = str(cost.test_pairs), str(cost.batch), ", ".join(map(str, cost.tried))
-    values = (run.device, run.torch, run.date, pairs, cost.precision, batch, tried)
+    rounds = str(cost.rounds)
+    values = (run.device, run.torch, run.date, pairs, cost.precision, batch, tried, rounds)
     return dict(zip(MADE, values, strict=True))
 
 
@@ -209,6 +219,7 @@ def cost_caption(records: pd.DataFrame) -> str:
     }
     told = [text for measure, text in sentences.items() if measure in set(records["measure"])]
     where = f"{made['device']}, torch {made['torch']}, {made['date']}"
+    where += f"; times are medians of {made['rounds']} rounds, whose spread is in the .csv"
     return " ".join(
         [
             f"python -m benchmarks.cost, whole networks on 256 x 256 pixels, on {where}.",

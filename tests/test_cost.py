@@ -43,7 +43,9 @@ def test_a_network_that_fails_at_some_step_stops_no_other(step, tmp_path, monkey
 
     monkeypatch.setattr(cost, step, stops)
     found = measure(monkeypatch, tmp_path / "cost.json", ["vct", "fc-siam-conc", "fc-ef-res"])
-    assert [row["network"] for row in found["rows"]] == ["fc-ef-res"]
+    (row,) = found["rows"]
+    assert row["network"] == "fc-ef-res"
+    assert row["spreads"].keys() == {"seconds", "pairs/s", "latency"} and row["rounds"] == 2
     assert found["failed"]["fc-siam-conc"] == "ValueError: mine"
     assert found["failed"]["vct"].startswith("images of 64x64 pixels")
 

@@ -499,6 +499,7 @@ def made_up_costs():
         "variant": None, "parameters": 34_085_990, "live": 30_000_000, "gmacs": 75.19,
         "test_pairs": 16, "test_loop_s": 0.5, "pairs_per_second": 3.5, "batch": 8,
         "tried": [1, 8], "latency_ms": 250.0, "peak_mib": None, "precision": "float32",
+        "rounds": 3, "spreads": {"seconds": 0.25, "pairs/s": 0.02, "latency": 0.1},
     }  # fmt: skip
     about = {"command": "c", "device": "2 cores", "date": "2026-11-27", "torch": "2.15"}
     rows = [{"network": name} | row for name in cost.measured_networks()]
@@ -527,7 +528,12 @@ def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
     assert "scaled from 16 pairs to 2,048" in sheet.caption and "2 cores" in sheet.caption
     assert "fastest batch of those tried (1, 8), in" in sheet.caption
     assert "in float32 and uncompiled" in sheet.caption
-    assert records[records["key"] == "bit"]["batch"].unique() == "8"
+    assert "medians of 3 rounds, whose spread is in the .csv" in sheet.caption
+    of_bit = records[records["key"] == "bit"].set_index("measure")
+    assert of_bit["batch"].unique() == "8"
+    assert of_bit["spread"].dropna().to_dict() == {
+        "seconds": 16.0, "pairs/s": pytest.approx(0.07), "latency": 25.0,
+    }  # fmt: skip
 
 
 def test_the_time_of_every_encoder_stands_beside_its_scores():
