@@ -7,13 +7,16 @@ predictions (with torch's defaults, under which a GPU convolves float32 in TF32)
 from shards to counts, at the fastest of a few batch sizes and in bf16 where the device has it; the
 time from one pair to its logits, and the memory of a batch: on a CPU that of a process of its own.
 Nothing is compiled, as that takes minutes for every network and batch size. Weights are drawn, not
-trained, which does not change what a pass costs.
+trained, which does not change what a pass costs. A network that raises an error is left out, and
+the numbers say why.
 """
 
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 import torch
@@ -28,11 +31,14 @@ from benchmarks.demo import DemoTiles, demo_tiles
 from benchmarks.memory import held_now, is_told, resident, separately
 from benchmarks.side_by_side import Report, Timing, clock, compare
 from dsfer.data.batches import BatchSource
+from dsfer.errors import DsferError, first_line
 from dsfer.evaluation import Inference, Precision, count_tiles, has_bf16
 from dsfer.models import MODELS, count_parameters
 from pipeline.cost import Cost, measured_networks, parts_of
 from pipeline.frozen import did_you_mean
 from pipeline.published import COMPARED
+
+T = TypeVar("T")
 
 MEBIBYTE = 2**20
 
@@ -49,7 +55,7 @@ def main(
     ),
     size: int = 256,
     batches: Annotated[list[int] | None, typer.Option(help="batch sizes to try")] = None,
-    rounds: int = 3 if torch.cuda.is_available() else 2,
+    rounds: int = 3,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     only: Annotated[
         list[str] | None, typer.Option(help="networks, those of Tables II and IV by default")
@@ -61,45 +67,83 @@ def main(
     where = torch.device(device)
     report = Report(where, json)
     names = [*(only or measured_networks()), *(add or ())]
-    networks = {name: build(name, size, where) for name in names}
     sizes = batches or ([16, 64, 128] if where.type == "cuda" else [1, 4, 8])
+    failed: dict[str, str] = {}
     with demo_tiles(max(tiles, pairs), size) as data:
+
+        def start(name: str) -> nn.Module:
+            network = build(name, size, where)
+            test_loop(network, data, where, 1)  # warms up, too
+            return network
+
+        def find_batch(name: str) -> int:
+            network = networks[name].to(memory_format=torch.channels_last)
+            return best_batch(network, data, where, tiles, sizes)
+
+        networks = each(names, start, failed)
         loops = compare(
             {name: partial(test_loop, net, data, where, pairs) for name, net in networks.items()},
             items=pairs,
             rounds=rounds,
-            warm_up=1 if where.type == "cuda" else 0,
+            warm_up=1 if where.type == "cuda" else 0,  # on a CPU, the first pair was one
         )
         report.add(f"test loop, {pairs} pairs of {size} px one at a time", loops, "pairs")
-        for net in networks.values():
-            net.to(memory_format=torch.channels_last)
-        best = {name: best_batch(net, data, where, tiles, sizes) for name, net in networks.items()}
+        best = each(networks, find_batch, failed)
         rates = compare(
-            {name: scorer(net, data, where, tiles, best[name]) for name, net in networks.items()},
+            {name: scorer(networks[name], data, where, tiles, best[name]) for name in best},
             items=tiles,
             rounds=rounds,
-            warm_up=1 if where.type == "cuda" else 0,  # the search was one
+            warm_up=1 if where.type == "cuda" else 0,  # on a CPU, the search was one
         )
         at = f"each at the best batch of {', '.join(map(str, sizes))}"
         report.add(f"scoring {tiles} pairs of {size} px, {at}", rates, "pairs")
         delays = compare(
-            {name: single_pair(net, size, where) for name, net in networks.items()},
+            {name: single_pair(networks[name], size, where) for name in best},
             items=PASSES,
             rounds=rounds,
         )
         report.add(f"one pair of {size} px, {PASSES} times", delays, "pairs")
-    rows = [
-        row_of(name, net, size, pairs, best[name], sizes, *timings)
-        for (name, net), *timings in zip(networks.items(), loops, rates, delays, strict=True)
-    ]
-    report.rows([row.model_dump() for row in rows])
+    taken = [{timing.name: timing for timing in timings} for timings in (loops, rates, delays)]
+
+    def row(name: str) -> Cost:
+        timings = (by_name[name] for by_name in taken)
+        return row_of(name, networks[name], size, pairs, best[name], sizes, rounds, *timings)
+
+    rows = each(best, row, failed)
+    report.rows([row.model_dump() for row in rows.values()], failed)
+
+
+def each(names: Iterable[str], do: Callable[[str], T], failed: dict[str, str]) -> dict[str, T]:
+    """What a function returns for each network; one for which it raises stops no other.
+
+    Args:
+        names: of networks.
+        do: the function.
+        failed: takes the reason of each network for which it raises.
+
+    Raises:
+        SystemExit: it raises for all of them.
+    """
+    done = {}
+    for name in names:
+        try:
+            done[name] = do(name)
+        except Exception as error:  # somebody's own network raises whatever it likes
+            traceback.print_exc()
+            ours = isinstance(error, DsferError)
+            said = error.problem if ours else f"{type(error).__name__}: {first_line(error)}"
+            failed[name] = said.rstrip(".")
+    if not done:
+        reasons = "; ".join(f"{name}: {said}" for name, said in failed.items())
+        raise SystemExit(f"error: no network can be measured: {reasons}")
+    return done
 
 
 def build(name: str, size: int, device: torch.device) -> nn.Module:
     """A network in evaluation mode, in the variant that Table II counts."""
     model, encoder = parts_of(name)
     if model not in MODELS:
-        raise SystemExit(f"{name}: no such network{did_you_mean(model, MODELS)}")
+        raise SystemExit(f"error: {name}: no such network{did_you_mean(model, MODELS)}")
     torch.manual_seed(0)
     options = dict(MODELS[model].variants.get(variant_of(model) or "", {}))
     if model == "dsfer-net":
@@ -154,6 +198,9 @@ def best_batch(
     """The batch size of the highest rate, of those for which the device has the memory.
 
     On a CPU one pair warms up: passes over all tiles would take minutes more, and change little.
+
+    Raises:
+        MemoryError: none fits.
     """
     rates: dict[int, float] = {}
     for size in sizes:
@@ -167,7 +214,7 @@ def best_batch(
             break
         rates[size] = 1 / (clock() - started)
     if not rates:
-        raise SystemExit(f"{type(model).__name__} does not fit the device; try smaller --batches")
+        raise MemoryError(f"no batch of {sizes} fits the device; try smaller --batches")
     return max(rates, key=rates.__getitem__)
 
 
@@ -192,6 +239,7 @@ def row_of(
     count: int,
     batch: int,
     tried: list[int],
+    rounds: int,
     loop: Timing,
     rate: Timing,
     delay: Timing,
@@ -210,6 +258,8 @@ def row_of(
         batch=batch,
         tried=tried,
         latency_ms=1000 * delay.seconds / PASSES,
+        rounds=rounds,
+        spreads={"seconds": loop.spread, "pairs/s": rate.spread, "latency": delay.spread},
         peak_mib=peak_memory(name, model, size, batch),
         precision=best_precision(device),
     )
@@ -219,7 +269,10 @@ def peak_memory(name: str, model: nn.Module, size: int, batch: int) -> float | N
     """MiB that the weights and a pass over one batch take at most; None where no system tells."""
     device = next(model.parameters()).device
     if device.type == "cpu":
-        return separately(host_memory, name, size, batch) if is_told() else None
+        if not is_told():
+            return None
+        modules = sorted({type(part).__module__ for part in model.modules()})
+        return separately(host_memory, name, size, batch, modules)
     own = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -227,8 +280,17 @@ def peak_memory(name: str, model: nn.Module, size: int, batch: int) -> float | N
     return (torch.cuda.max_memory_allocated(device) - before + own) / MEBIBYTE
 
 
-def host_memory(name: str, size: int, batch: int) -> float:
-    """MiB that this process takes at most for a network, above what it holds without one."""
+def host_memory(name: str, size: int, batch: int, modules: Sequence[str]) -> float:
+    """MiB that this process takes at most for a network, above what it holds without one.
+
+    Args:
+        name: of the network.
+        size: of its tiles in pixels.
+        batch: pairs at once.
+        modules: that define its parts; what they import, as torchvision, is none of its memory.
+    """
+    for module in modules:
+        import_module(module)
     torch.conv2d(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3))  # loads what computes
     before = held_now()
     one_pass(build(name, size, torch.device("cpu")), size, batch)

@@ -155,14 +155,21 @@ class Report:
         self._notes.append(text)
         self._write()
 
-    def rows(self, rows: Sequence[Mapping[str, object]]) -> None:
-        """Show what belongs to no comparison: a line for each row, a column for each key."""
+    def rows(self, rows: Sequence[Mapping[str, object]], failed: Mapping[str, str]) -> None:
+        """Show what belongs to no comparison.
+
+        Args:
+            rows: a line for each, a column for each key.
+            failed: what has no line, and why.
+        """
         table = Table(*rows[0], box=box.MARKDOWN)
         for row in rows:
             table.add_row(*(_figures(v) if isinstance(v, float) else str(v) for v in row.values()))
         self._console.print()
         self._console.print(table)
-        self._content["rows"] = list(rows)
+        for name, why in failed.items():
+            self._console.print(f"\n{name} failed: {why}", highlight=False)
+        self._content |= {"rows": list(rows), "failed": dict(failed)}
         self._write()
 
     def _write(self) -> None:

@@ -7,7 +7,7 @@ A network that the paper does not have gets a row of Tables I and II by `--model
 Every cell is a DVC experiment in its queue. Cells that are finished are read, also those that
 another table shares; one that fails is reported and stops no other; a run that was killed at any
 moment goes on when it is started again. What networks cost, in Tables II and IV, is measured by one
-run of `benchmarks/cost.py`, which fails as a whole.
+run of `benchmarks/cost.py`; one that fails stops no other there, either.
 """
 
 import shutil

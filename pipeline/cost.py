@@ -1,7 +1,8 @@
 """What the networks of Tables II and IV cost, measured in turn by one run of `benchmarks/cost.py`.
 
 What was measured is kept until code, commit, size, torch or GPU change: a table that is made again
-reads it.
+reads it. Where a network failed, nothing is kept: all are measured again, as ratios hold within a
+run.
 """
 
 import sys
@@ -22,7 +23,7 @@ from pipeline.workspace import commit, experiment_name
 KEPT = Path(".dvc/tmp/tables")
 """Where measured costs lie in a project."""
 
-MADE = ("device", "torch", "date", "pairs", "precision", "batch", "tried")
+MADE = ("device", "torch", "date", "pairs", "precision", "batch", "tried", "rounds")
 """What records tell of how they were made."""
 
 BESIDE = {"seconds": "A100"}
@@ -49,6 +50,9 @@ class Cost(Stored):
         pairs_per_second: from shards to counts, at `batch` and in `precision`, uncompiled.
         batch: the size of the highest rate, of those that were `tried`.
         latency_ms: from one pair on the device to its logits, in `precision`.
+        rounds: of which times are the medians; in each, all networks took their turn.
+        spreads: of the times: half the distance of the quartiles, relative to the median, by the
+            names that tables have for them.
         peak_mib: of the network and one batch in the device's memory, on a CPU in a process of its
             own; None where the system does not tell.
     """
@@ -64,17 +68,28 @@ class Cost(Stored):
     batch: int
     tried: list[int]
     latency_ms: float
+    rounds: int
+    spreads: dict[str, float]
     peak_mib: float | None
     precision: str
 
 
 class Costs(Stored):
-    """What `benchmarks/cost.py` writes."""
+    """What `benchmarks/cost.py` writes.
+
+    Attributes:
+        device: as tables name it.
+        date: the day (UTC).
+        torch: its version.
+        rows: the networks that could be measured.
+        failed: why others could not, by their names.
+    """
 
     device: str
     date: str
     torch: str
     rows: list[Cost]
+    failed: dict[str, str]
 
 
 def network_of(name: Name, key: str) -> str:
@@ -117,7 +132,10 @@ def measure_costs(pairs: int | None, models: Sequence[str] = ()) -> Costs | str:
         if not kept.is_file():
             with atomic_path(kept) as temporary:
                 _run([*options, "--json", str(temporary)])
-        return Costs.model_validate(read_json(kept))
+        costs = Costs.model_validate(read_json(kept))
+        if costs.failed:
+            kept.unlink()
+        return costs
     except DsferError as error:
         return f"failed: {error.problem}"
 
@@ -130,7 +148,7 @@ def _run(options: list[str]) -> None:
 
 
 def cost_records(name: Name, key: str, dataset: str, found: Costs | str) -> list[dict[str, object]]:
-    """What a row of a table costs, see `pipeline.sheets.record`.
+    """What a row of a table costs, see `pipeline.sheets.record`; with the `spread` of times.
 
     Args:
         name: of the table.
@@ -139,16 +157,24 @@ def cost_records(name: Name, key: str, dataset: str, found: Costs | str) -> list
         found: what `measure_costs` returned.
     """
     values: dict[str, list[float]] = {}
+    spreads: dict[str, float] = {}
     made: dict[str, object] = dict.fromkeys(MADE, "")
-    if isinstance(found, Costs):
-        (cost,) = (row for row in found.rows if row.network == network_of(name, key))
-        values, made = _measured(cost), _made(cost, found)
-    why = found if isinstance(found, str) else ""
-    return [
-        record(name, key, dataset, measure, values.get(measure, []), BESIDE.get(measure, ""), why)
-        | made
-        for measure in load_tables()[name].costs
-    ]
+    network, why = network_of(name, key), ""
+    if isinstance(found, str):
+        why = found
+    elif network in found.failed:
+        why = f"failed: {found.failed[network]}"
+    else:
+        (cost,) = (row for row in found.rows if row.network == network)
+        values, made, spreads = _measured(cost), _made(cost, found), cost.spreads
+    records = []
+    for measure in load_tables()[name].costs:
+        line = record(
+            name, key, dataset, measure, values.get(measure, []), BESIDE.get(measure, ""), why
+        )
+        spread = spreads[measure] * values[measure][0] if measure in spreads else None
+        records.append(line | {"spread": spread} | made)
+    return records
 
 
 def _measured(cost: Cost) -> dict[str, list[float]]:
@@ -167,7 +193,8 @@ def _measured(cost: Cost) -> dict[str, list[float]]:
 def _made(cost: Cost, run: Costs) -> dict[str, object]:
     """How it was measured, by `MADE`."""
     pairs, batch, tried = str(cost.test_pairs), str(cost.batch), ", ".join(map(str, cost.tried))
-    values = (run.device, run.torch, run.date, pairs, cost.precision, batch, tried)
+    rounds = str(cost.rounds)
+    values = (run.device, run.torch, run.date, pairs, cost.precision, batch, tried, rounds)
     return dict(zip(MADE, values, strict=True))
 
 
@@ -183,14 +210,16 @@ def cost_caption(records: pd.DataFrame) -> str:
         "seconds": "Test loop as the paper's: float32, one pair after the other, reading included, "
         f"scaled from {made['pairs']} pairs to {PAPER_PAIRS:,}; the paper's seconds are of an "
         "NVIDIA A100, so no difference is given.",
-        "pairs/s": f"Pairs per second at the fastest batch of those tried ({made['tried']}; which "
-        f"it was is in the .csv), in {made['precision']} and uncompiled: torch.compile takes "
-        "minutes for every network and batch size.",
+        "pairs/s": f"Pairs per second at the fastest batch of those tried ({made['tried']}), in "
+        f"{made['precision']} and uncompiled: torch.compile takes minutes for every network and "
+        "batch size.",
         "latency": "Latency of one pair that is on the device, likewise.",
-        "memory": "Peak memory of the network and that batch, above what a process holds without.",
+        "memory": "Peak memory of the network and that batch, which is not the same for all, above "
+        "what a process holds without.",
     }
     told = [text for measure, text in sentences.items() if measure in set(records["measure"])]
     where = f"{made['device']}, torch {made['torch']}, {made['date']}"
+    where += f"; times are medians of {made['rounds']} rounds, whose spread is in the .csv"
     return " ".join(
         [
             f"python -m benchmarks.cost, whole networks on 256 x 256 pixels, on {where}.",

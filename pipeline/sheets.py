@@ -33,6 +33,9 @@ HEADINGS = {
 }
 """Of measures that are not in percent."""
 
+AT = {"pairs/s": "batch"}
+"""What stands beside a measure, since rows differ in it."""
+
 ANY_DATA = "parameters"
 """A measure that does not depend on data: of whole networks the paper's figure is comparable."""
 
@@ -263,6 +266,8 @@ def score_sheet(records: pd.DataFrame, caption: str) -> Sheet:
             columns[heading, f"paper, {beside}" if beside else "paper"] = figures
         if part["difference"].notna().any():
             columns[heading, "Δ"] = part["difference"].map(lambda d: _number(d, "+.2f"))
+        if at := AT.get(str(measure)):
+            columns[heading, at] = part[at].map(lambda value: value or _number(None))
     by_row = records.drop_duplicates("row").set_index("row")
     for what, heading in BY_ROW.items():
         if len(_values(by_row, what)) > 1:
