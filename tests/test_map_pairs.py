@@ -150,8 +150,13 @@ def test_maps_of_other_rasters_or_read_in_another_way_are_not_taken_for_done(lis
     assert again(pair) == summary
     assert not rest.exists()
     other = replace(pair, t2=pair.t1)
+    imported = replace(network.metadata, std=(40,) * 3)  # once more, as of another data set
+    save_weights(network.network, listed / "again/weights.safetensors", imported)
+    renormalised = dsfer.load(listed / "again")
+    assert renormalised.metadata.sha256 == network.metadata.sha256
     for changed, what in (
         (partial(again, other), "t2"),
+        (partial(again, pair, detector=renormalised), "weights"),
         (partial(again, replace(pair, label=None)), "label"),
         (partial(again, pair, label_rule="binary01"), "label"),
         (partial(again, pair, reading=Reading(bands=(3, 2, 1))), "bands"),

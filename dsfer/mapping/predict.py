@@ -182,7 +182,8 @@ def identity_of(
     identity = {
         "t1": _identity(t1),
         "t2": _identity(t2),
-        "weights": detector.metadata.sha256,
+        # With the record: normalisation and some options of a network are not in its tensors.
+        "weights": detector.metadata.record_sha256,
         "overlap": shared_pixels(detector.tile_size, options.overlap),
         "bands": reading.bands or detector.metadata.bands,
         "scale": reading.scale,
@@ -448,6 +449,7 @@ class _Maps:
             "precision": self.detector.inference.precision,
             "weights": {
                 "sha256": metadata.sha256,
+                "record_sha256": metadata.record_sha256,
                 "licence": metadata.licence,
                 "model": metadata.model,
                 "options": metadata.options,
