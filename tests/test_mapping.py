@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -1082,6 +1083,8 @@ def test_a_disk_that_is_full_is_named_and_the_run_goes_on_once_there_is_room(
             if message is None:
                 break
             assert not out.exists()
+            work = disk.folder / ".changes.partial"
+            assert (work / "progress.json").is_file() or not work.exists()
             place, _, rest = message.removeprefix("error: ").partition(": ")
             assert rest.startswith("no space left on device. To mend it: make room"), message
             refused.add(Path(place).name)
@@ -1093,6 +1096,29 @@ def test_a_disk_that_is_full_is_named_and_the_run_goes_on_once_there_is_room(
         assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
         for name in ("probability.tif", "change.tif"):
             np.testing.assert_array_equal(read(out / name), read(whole / name))
+
+
+def test_a_disk_that_refuses_a_write_before_rows_are_noted_gets_its_room_back(pair, tmp_path):
+    t1, t2, _ = pair
+    before = sorted(tmp_path.rglob("*"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # of 70 * 90 * 4 bytes
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*probability\.raw"):
+            predict_raster(t1, t2, detector(), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_disk_with_too_little_room_is_not_filled(pair, tmp_path, monkeypatch):
+    t1, t2, _ = pair
+    before = sorted(tmp_path.rglob("*"))
+    room = shutil.disk_usage(tmp_path)._replace(free=70 * 90 * 4 - 1)
+    monkeypatch.setattr("dsfer.mapping.raw.shutil.disk_usage", lambda _: room)
+    with pytest.raises(OSError, match=r"No space left on device: .*probability\.raw"):
+        predict_raster(t1, t2, detector(), tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_folder_that_may_not_be_written_to(bundle, tmp_path, capsys):
