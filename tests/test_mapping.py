@@ -40,7 +40,14 @@ from torch import nn
 import dsfer
 from dsfer.cli import main
 from dsfer.detector import Detector, predict_array
-from dsfer.errors import ConfigError, DataError, DsferError, GridMismatchError, LabelError
+from dsfer.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DsferError,
+    GridMismatchError,
+    LabelError,
+)
 from dsfer.evaluation import Inference
 from dsfer.mapping.grids import Grid
 from dsfer.mapping.pair import RasterPair, Reading
@@ -1043,6 +1050,35 @@ def test_rasters_of_nothing_but_nodata_leave_nothing(tmp_path, monkeypatch, seco
     monkeypatch.setattr("dsfer.mapping.predict.SECONDS_BETWEEN_SAVES", seconds)
     with pytest.raises(DataError, match="no pixel that both rasters have"):
         predict_raster(*files, detector(), tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("precision", "mend"), [("float32", "give other"), ("bf16", "compute in float32")]
+)
+def test_a_network_that_says_nan_makes_no_map_of_nodata(tmp_path, precision, mend):
+    class Undecided(Difference):
+        """NaN where date 1 is white, or black, as nodata is."""
+
+        def forward(self, t1: torch.Tensor, t2: torch.Tensor) -> ChangeOutput:
+            logits = super().forward(t1, t2).logits
+            logits[:, 1][(t1[:, 0] > 5) | (t1[:, 0] == 0)] = torch.nan
+            return ChangeOutput(logits, ())
+
+    network = replace(detector(), network=Undecided().eval())
+    network = replace(network, inference=replace(network.inference, precision=precision))
+    images = scenes(80, 40)
+    images[0, 5, 7] = 0
+    valid = images[0, ..., 0] > 0
+    assert np.isnan(predict_array(*images, network, valid=valid)).sum() == 1
+    images[0, 60, 3:5] = 255
+    said = rf"in {precision} the network says NaN of 2 pixels\. To mend it: {mend}"
+    with pytest.raises(CheckpointError, match=said):
+        predict_array(*images, network, valid=valid)
+    files = [write(tmp_path / f"{i}.tif", images[i], nodata=0) for i in range(2)]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match=rf"1\.tif, rows 48 to 79: {said}"):
+        predict_raster(*files, network, tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -131,7 +131,7 @@ def predict_raster(
 
     Raises:
         ConfigError: an impossible option, or `out` is no folder of this machine.
-        CheckpointError: as `dsfer.load`.
+        CheckpointError: as `dsfer.load`, or the network says NaN where there is data.
         DataError: the rasters cannot be read or mapped; `out` is there already or is being made.
         OSError: the disk is full or may not be written to.
         GridMismatchError: the grids of the two differ, or that of the label.
@@ -308,6 +308,9 @@ class _Maps:
     def _write(self, start: int, strip: np.ndarray) -> None:
         stop = start + len(strip)
         missing = self.change.rows[start:stop] == NODATA
+        self.detector.check_numbers(
+            strip, ~missing, f"{self.pair.names}, rows {start} to {stop - 1}"
+        )
         self.probability.rows[start:stop] = np.where(missing, np.float32(np.nan), strip)
         self.probability.release()
         self.change.release()
