@@ -199,6 +199,16 @@ def test_an_error_that_nobody_foresaw_stops_no_other_pair(listed, monkeypatch, c
     told = {record.message.partition(":")[0]: record.exc_info for record in caplog.records}
     assert told["a"][0] is ZeroDivisionError and not told["b"]
 
+    monkeypatch.undo()
+    again = map_pairs(list_pairs(listed)[:1], network, out, resume=True)
+    assert [row["status"] for row in again] == ["done"]
+    assert json.loads((out / "maps.json").read_text()) == [*again, *rows[1:]]
+    for other in ('{"a": 1}', "[1]", "["):
+        (out / "maps.json").write_text(other)
+        with pytest.raises(DataError, match=r"maps\.json: is no list of maps"):
+            map_pairs(list_pairs(listed)[:1], network, out, resume=True)
+        assert (out / "maps.json").read_text() == other
+
     monkeypatch.setattr(pairs, "predict_raster", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         map_pairs(list_pairs(listed), network, listed / "other")
