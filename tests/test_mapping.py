@@ -726,6 +726,40 @@ def test_a_label_scores_the_map_in_both_protocols(tmp_path):
     assert errors[12, 22] == 3  # missed
 
 
+def test_the_protocol_of_tiles_scores_windows_that_know_nothing_of_each_other(tmp_path):
+    class Brighter(nn.Module):
+        """Changed is what is brighter at date 2 than the window's mean, its padding included."""
+
+        def forward(self, _: torch.Tensor, t2: torch.Tensor) -> ChangeOutput:
+            over = t2[:, 0] - t2[:, 0].mean(dim=(1, 2), keepdim=True)
+            return ChangeOutput(torch.stack((torch.zeros_like(over), over), dim=1), ())
+
+    rows, cols, size = 50, 100, 32  # no multiples, and more tiles to a row than a batch has
+    images = np.random.default_rng(0).integers(0, 256, (2, rows, cols, 3), dtype=np.uint8)
+    images[1, :, 40:] //= 2
+    truth = scenes(rows, cols)[1, ..., 0] > 200
+    changed = np.empty((rows, cols), bool)
+    for top in range(0, rows, size):
+        for left in range(0, cols, size):
+            part = slice(top, top + size), slice(left, left + size)
+            red = images[1, ..., 0][part].astype(float)
+            changed[part] = red > red.sum() / size**2
+    files = [write(tmp_path / f"{i}.tif", images[i]) for i in range(2)]
+    label = Label(write(tmp_path / "label.tif", truth[..., None].astype(np.uint8) * 255))
+    network = replace(detector(size), network=Brighter().eval())
+    scores = predict_raster(*files, network, tmp_path / "out", label=label)["scores"]
+
+    def counts(said: np.ndarray) -> list[int]:
+        outcomes = (said & truth, said & ~truth, ~said & truth, ~said & ~truth)
+        return [int(outcome.sum()) for outcome in outcomes]
+
+    found = {protocol: [scores[protocol][name] for name in ("tp", "fp", "fn", "tn")]
+             for protocol in ("tiles", "stitched")}  # fmt: skip
+    blended = read(tmp_path / "out/change.tif") == 1
+    assert found == {"tiles": counts(changed), "stitched": counts(blended)}
+    assert found["tiles"] != found["stitched"]
+
+
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
