@@ -619,6 +619,7 @@ def test_a_run_that_was_cut_off_leaves_nothing_finished_and_goes_on(pair, tmp_pa
     noted["seconds"]["network"] += 1000  # as if it had been long ago
     noted["seconds_in_all"] += 1000
     noted["started"] = "2020-01-01T00:00:00+00:00"
+    noted["runs"][0] |= {"device": "cuda", "precision": "bf16", "versions": {"torch": "1"}}
     progress.write_text(json.dumps(noted))
     with pytest.raises(DataError, match="a run was cut off here"):
         predict_raster(t1, t2, detector(), out)
@@ -626,6 +627,9 @@ def test_a_run_that_was_cut_off_leaves_nothing_finished_and_goes_on(pair, tmp_pa
         predict_raster(t1, t2, detector(), out, options=MapOptions(overlap=0.25), resume=True)
     summary = predict_raster(t1, t2, detector(), out, resume=True)
     assert summary["started"] == noted["started"]
+    here = {key: summary[key] for key in ("device", "precision", "versions")}
+    assert summary["runs"] == [*noted["runs"], {"from_row": noted["rows"]} | here]
+    assert (summary["runs"][0]["from_row"], here["precision"]) == (0, "float32")
     assert 1000 < summary["seconds"]["network"] < summary["seconds_in_all"] < 2000
     for name in ("probability.tif", "change.tif"):
         np.testing.assert_array_equal(read(out / name), read(tmp_path / "whole" / name))
@@ -702,7 +706,8 @@ def test_a_folder_that_comes_to_be_there_meanwhile_is_left_alone(pair, tmp_path,
         predict_raster(t1, t2, detector(), out, resume=True)
     assert [path.name for path in out.iterdir()] == ["mine"]
     shutil.rmtree(out)
-    predict_raster(t1, t2, cut_off(1), out, resume=True)  # the network has nothing left to do
+    # The network has nothing left to do.
+    assert len(predict_raster(t1, t2, cut_off(1), out, resume=True)["runs"]) == 1
     assert not (tmp_path / ".out.partial").exists()
 
 

@@ -194,6 +194,15 @@ def identity_of(
     return stored
 
 
+def computing(detector: Detector) -> dict[str, Any]:
+    """What probabilities may differ by a little for: where, how precisely, by which versions."""
+    return {
+        "device": str(detector.inference.device),
+        "precision": detector.inference.precision,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
 def label_identity(label: Label | None) -> list[Any] | None:
     """What the scores of a map depend on beside its probabilities and options."""
     return None if label is None else [*_identity(label.path), label.rule]
@@ -267,6 +276,9 @@ class _Maps:
         self.scores: dict[str, Any] | None = None
         parts = ("reading", "network", "writing", "maps")
         self.seconds = dict.fromkeys(parts, 0.0) | former.seconds
+        self.runs = former.runs
+        if former.rows < pair.grid.rows:
+            self.runs = [*former.runs, {"from_row": former.rows} | computing(detector)]
 
     def predict(self, overlap: int) -> None:
         """Fill in the probabilities that are missing."""
@@ -318,9 +330,8 @@ class _Maps:
     def _save(self, rows: int) -> None:
         self.probability.flush()
         self.change.flush()
-        save_progress(
-            self.work, Progress(rows, self._first_started(), self.seconds, self._seconds_in_all())
-        )
+        started, seconds_in_all = self._first_started(), self._seconds_in_all()
+        save_progress(self.work, Progress(rows, started, self.seconds, seconds_in_all, self.runs))
 
     def _first_started(self) -> str:
         return self.former.started or self.started.isoformat(timespec="seconds")
@@ -448,8 +459,8 @@ class _Maps:
             "scores": self.scores,
             "options": asdict(options),
             "tile_size": self.detector.tile_size,
-            "device": str(self.detector.inference.device),
-            "precision": self.detector.inference.precision,
+            **computing(self.detector),
+            "runs": self.runs,
             "weights": {
                 "sha256": metadata.sha256,
                 "record_sha256": metadata.record_sha256,
@@ -461,5 +472,4 @@ class _Maps:
             "started": self._first_started(),
             "seconds": {part: round(value, 2) for part, value in self.seconds.items()},
             "seconds_in_all": round(self._seconds_in_all(), 2),
-            "versions": {name: version(name) for name in PACKAGES},
         }

@@ -31,12 +31,15 @@ class Progress:
         started: when the first run began, in ISO 8601.
         seconds: what each part of the work took, as far as the rows were noted.
         seconds_in_all: what all of it took, without the time between the runs.
+        runs: for each run that computed rows, the first of them (`from_row`), and `device`,
+            `precision` and `versions`.
     """
 
     rows: int = 0
     started: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     seconds_in_all: float = 0.0
+    runs: list[dict[str, Any]] = field(default_factory=list)
 
 
 def local_folder(out: str | Path) -> Path:
