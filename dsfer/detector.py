@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dsfer.devices import Device, choose_device
-from dsfer.errors import ConfigError, DataError
+from dsfer.errors import CheckpointError, ConfigError, DataError
 from dsfer.evaluation import Inference, change_batch, has_bf16, stitch
 from dsfer.memory import enough_memory
 from dsfer.models import create_model
@@ -46,6 +46,31 @@ class Detector:
         """
         with enough_memory(len(windows)):
             return change_batch(self.network, self.inference, windows)
+
+    def check_numbers(
+        self, probability: np.ndarray, valid: np.ndarray | None, where: str | None = None
+    ) -> None:
+        """Refuse NaN where there is data: in a map it would mean that there is none.
+
+        Args:
+            probability: (rows, cols) float32, as blended.
+            valid: (rows, cols) bool, where there is data; None is everywhere.
+            where: what to call the place.
+
+        Raises:
+            CheckpointError: the network says NaN.
+        """
+        unknown = np.isnan(probability) if valid is None else np.isnan(probability) & valid
+        if not unknown.any():
+            return
+        mend = "give other weights, or import them again with the normalisation that they had"
+        if self.inference.precision != "float32":
+            mend = f"compute in float32, as device cpu does; or {mend}"
+        raise CheckpointError(
+            f"in {self.inference.precision} the network says NaN of {unknown.sum():,} pixels",
+            where=where,
+            mend=mend,
+        )
 
     def threshold(self, wanted: float | Literal["auto"]) -> float:
         """The probability above which a pixel is changed; `auto` is that of the record.
@@ -128,7 +153,7 @@ def predict_array(
     Raises:
         DataError: the two are no RGB images of one size.
         ConfigError: an overlap that is no share.
-        CheckpointError: as `load`.
+        CheckpointError: as `load`, or the network says NaN of a valid pixel.
         DeviceMemoryError: the GPU has too little memory for `batch_size` windows at a time.
     """
     for image in (t1, t2):
@@ -148,7 +173,7 @@ def predict_array(
         )
     detector = as_detector(detector)
     with enough_memory(detector.inference.batch_size):
-        return stitch(
+        probability = stitch(
             detector.network,
             np.stack((t1, t2)),
             detector.inference,
@@ -156,6 +181,8 @@ def predict_array(
             overlap=shared_pixels(detector.tile_size, overlap),
             valid=valid,
         )
+    detector.check_numbers(probability, valid)
+    return probability
 
 
 def shared_pixels(tile_size: int, overlap: float) -> int:

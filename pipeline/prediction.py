@@ -20,14 +20,13 @@ from dsfer.detector import Detector, load
 from dsfer.devices import Device, visible_gpus
 from dsfer.errors import DataError, DsferError, first_line
 from dsfer.figures import data_uri
-from dsfer.files import write_json
 from dsfer.mapping.pair import Reading
 from dsfer.mapping.pairs import (
-    RECORD,
     ListedPair,
     check_all_done,
     list_pairs,
     map_pair,
+    record_rows,
     row_of,
 )
 from dsfer.mapping.predict import AS_IT_IS, DEFAULTS, MapOptions, second_raster
@@ -85,7 +84,7 @@ def predict(
             return [_row(pair, future) for pair, future in zip(listed, futures, strict=True)]
 
         rows = map_all()
-    write_json(folder / RECORD, rows)
+    record_rows(folder, rows)
     create_table_artifact(rows, key="maps", description=f"Change maps in {folder}")
     check_all_done(rows, folder)
     return rows

@@ -150,8 +150,13 @@ def test_maps_of_other_rasters_or_read_in_another_way_are_not_taken_for_done(lis
     assert again(pair) == summary
     assert not rest.exists()
     other = replace(pair, t2=pair.t1)
+    imported = replace(network.metadata, std=(40,) * 3)  # once more, as of another data set
+    save_weights(network.network, listed / "again/weights.safetensors", imported)
+    renormalised = dsfer.load(listed / "again")
+    assert renormalised.metadata.sha256 == network.metadata.sha256
     for changed, what in (
         (partial(again, other), "t2"),
+        (partial(again, pair, detector=renormalised), "weights"),
         (partial(again, replace(pair, label=None)), "label"),
         (partial(again, pair, label_rule="binary01"), "label"),
         (partial(again, pair, reading=Reading(bands=(3, 2, 1))), "bands"),
@@ -193,6 +198,16 @@ def test_an_error_that_nobody_foresaw_stops_no_other_pair(listed, monkeypatch, c
     assert json.loads((out / "maps.json").read_text()) == rows
     told = {record.message.partition(":")[0]: record.exc_info for record in caplog.records}
     assert told["a"][0] is ZeroDivisionError and not told["b"]
+
+    monkeypatch.undo()
+    again = map_pairs(list_pairs(listed)[:1], network, out, resume=True)
+    assert [row["status"] for row in again] == ["done"]
+    assert json.loads((out / "maps.json").read_text()) == [*again, *rows[1:]]
+    for other in ('{"a": 1}', "[1]", "["):
+        (out / "maps.json").write_text(other)
+        with pytest.raises(DataError, match=r"maps\.json: is no list of maps"):
+            map_pairs(list_pairs(listed)[:1], network, out, resume=True)
+        assert (out / "maps.json").read_text() == other
 
     monkeypatch.setattr(pairs, "predict_raster", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

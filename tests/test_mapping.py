@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -39,7 +40,14 @@ from torch import nn
 import dsfer
 from dsfer.cli import main
 from dsfer.detector import Detector, predict_array
-from dsfer.errors import ConfigError, DataError, DsferError, GridMismatchError, LabelError
+from dsfer.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DsferError,
+    GridMismatchError,
+    LabelError,
+)
 from dsfer.evaluation import Inference
 from dsfer.mapping.grids import Grid
 from dsfer.mapping.pair import RasterPair, Reading
@@ -611,6 +619,7 @@ def test_a_run_that_was_cut_off_leaves_nothing_finished_and_goes_on(pair, tmp_pa
     noted["seconds"]["network"] += 1000  # as if it had been long ago
     noted["seconds_in_all"] += 1000
     noted["started"] = "2020-01-01T00:00:00+00:00"
+    noted["runs"][0] |= {"device": "cuda", "precision": "bf16", "versions": {"torch": "1"}}
     progress.write_text(json.dumps(noted))
     with pytest.raises(DataError, match="a run was cut off here"):
         predict_raster(t1, t2, detector(), out)
@@ -618,6 +627,9 @@ def test_a_run_that_was_cut_off_leaves_nothing_finished_and_goes_on(pair, tmp_pa
         predict_raster(t1, t2, detector(), out, options=MapOptions(overlap=0.25), resume=True)
     summary = predict_raster(t1, t2, detector(), out, resume=True)
     assert summary["started"] == noted["started"]
+    here = {key: summary[key] for key in ("device", "precision", "versions")}
+    assert summary["runs"] == [*noted["runs"], {"from_row": noted["rows"]} | here]
+    assert (summary["runs"][0]["from_row"], here["precision"]) == (0, "float32")
     assert 1000 < summary["seconds"]["network"] < summary["seconds_in_all"] < 2000
     for name in ("probability.tif", "change.tif"):
         np.testing.assert_array_equal(read(out / name), read(tmp_path / "whole" / name))
@@ -694,7 +706,8 @@ def test_a_folder_that_comes_to_be_there_meanwhile_is_left_alone(pair, tmp_path,
         predict_raster(t1, t2, detector(), out, resume=True)
     assert [path.name for path in out.iterdir()] == ["mine"]
     shutil.rmtree(out)
-    predict_raster(t1, t2, cut_off(1), out, resume=True)  # the network has nothing left to do
+    # The network has nothing left to do.
+    assert len(predict_raster(t1, t2, cut_off(1), out, resume=True)["runs"]) == 1
     assert not (tmp_path / ".out.partial").exists()
 
 
@@ -716,6 +729,40 @@ def test_a_label_scores_the_map_in_both_protocols(tmp_path):
     assert errors[12, 17] == 1  # found
     assert errors[12, 12] == 2  # false alarm
     assert errors[12, 22] == 3  # missed
+
+
+def test_the_protocol_of_tiles_scores_windows_that_know_nothing_of_each_other(tmp_path):
+    class Brighter(nn.Module):
+        """Changed is what is brighter at date 2 than the window's mean, its padding included."""
+
+        def forward(self, _: torch.Tensor, t2: torch.Tensor) -> ChangeOutput:
+            over = t2[:, 0] - t2[:, 0].mean(dim=(1, 2), keepdim=True)
+            return ChangeOutput(torch.stack((torch.zeros_like(over), over), dim=1), ())
+
+    rows, cols, size = 50, 100, 32  # no multiples, and more tiles to a row than a batch has
+    images = np.random.default_rng(0).integers(0, 256, (2, rows, cols, 3), dtype=np.uint8)
+    images[1, :, 40:] //= 2
+    truth = scenes(rows, cols)[1, ..., 0] > 200
+    changed = np.empty((rows, cols), bool)
+    for top in range(0, rows, size):
+        for left in range(0, cols, size):
+            part = slice(top, top + size), slice(left, left + size)
+            red = images[1, ..., 0][part].astype(float)
+            changed[part] = red > red.sum() / size**2
+    files = [write(tmp_path / f"{i}.tif", images[i]) for i in range(2)]
+    label = Label(write(tmp_path / "label.tif", truth[..., None].astype(np.uint8) * 255))
+    network = replace(detector(size), network=Brighter().eval())
+    scores = predict_raster(*files, network, tmp_path / "out", label=label)["scores"]
+
+    def counts(said: np.ndarray) -> list[int]:
+        outcomes = (said & truth, said & ~truth, ~said & truth, ~said & ~truth)
+        return [int(outcome.sum()) for outcome in outcomes]
+
+    found = {protocol: [scores[protocol][name] for name in ("tp", "fp", "fn", "tn")]
+             for protocol in ("tiles", "stitched")}  # fmt: skip
+    blended = read(tmp_path / "out/change.tif") == 1
+    assert found == {"tiles": counts(changed), "stitched": counts(blended)}
+    assert found["tiles"] != found["stitched"]
 
 
 @pytest.mark.parametrize(
@@ -1045,6 +1092,35 @@ def test_rasters_of_nothing_but_nodata_leave_nothing(tmp_path, monkeypatch, seco
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("precision", "mend"), [("float32", "give other"), ("bf16", "compute in float32")]
+)
+def test_a_network_that_says_nan_makes_no_map_of_nodata(tmp_path, precision, mend):
+    class Undecided(Difference):
+        """NaN where date 1 is white, or black, as nodata is."""
+
+        def forward(self, t1: torch.Tensor, t2: torch.Tensor) -> ChangeOutput:
+            logits = super().forward(t1, t2).logits
+            logits[:, 1][(t1[:, 0] > 5) | (t1[:, 0] == 0)] = torch.nan
+            return ChangeOutput(logits, ())
+
+    network = replace(detector(), network=Undecided().eval())
+    network = replace(network, inference=replace(network.inference, precision=precision))
+    images = scenes(80, 40)
+    images[0, 5, 7] = 0
+    valid = images[0, ..., 0] > 0
+    assert np.isnan(predict_array(*images, network, valid=valid)).sum() == 1
+    images[0, 60, 3:5] = 255
+    said = rf"in {precision} the network says NaN of 2 pixels\. To mend it: {mend}"
+    with pytest.raises(CheckpointError, match=said):
+        predict_array(*images, network, valid=valid)
+    files = [write(tmp_path / f"{i}.tif", images[i], nodata=0) for i in range(2)]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match=rf"1\.tif, rows 48 to 79: {said}"):
+        predict_raster(*files, network, tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """Weights of a tiny Dsfer-Net for windows of 32 pixels."""
@@ -1082,6 +1158,8 @@ def test_a_disk_that_is_full_is_named_and_the_run_goes_on_once_there_is_room(
             if message is None:
                 break
             assert not out.exists()
+            work = disk.folder / ".changes.partial"
+            assert (work / "progress.json").is_file() or not work.exists()
             place, _, rest = message.removeprefix("error: ").partition(": ")
             assert rest.startswith("no space left on device. To mend it: make room"), message
             refused.add(Path(place).name)
@@ -1093,6 +1171,29 @@ def test_a_disk_that_is_full_is_named_and_the_run_goes_on_once_there_is_room(
         assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
         for name in ("probability.tif", "change.tif"):
             np.testing.assert_array_equal(read(out / name), read(whole / name))
+
+
+def test_a_disk_that_refuses_a_write_before_rows_are_noted_gets_its_room_back(pair, tmp_path):
+    t1, t2, _ = pair
+    before = sorted(tmp_path.rglob("*"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # of 70 * 90 * 4 bytes
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*probability\.raw"):
+            predict_raster(t1, t2, detector(), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_disk_with_too_little_room_is_not_filled(pair, tmp_path, monkeypatch):
+    t1, t2, _ = pair
+    before = sorted(tmp_path.rglob("*"))
+    room = shutil.disk_usage(tmp_path)._replace(free=70 * 90 * 4 - 1)
+    monkeypatch.setattr("dsfer.mapping.raw.shutil.disk_usage", lambda _: room)
+    with pytest.raises(OSError, match=r"No space left on device: .*probability\.raw"):
+        predict_raster(t1, t2, detector(), tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_folder_that_may_not_be_written_to(bundle, tmp_path, capsys):

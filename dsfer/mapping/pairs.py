@@ -30,7 +30,7 @@ FOLDERS = ("A", "B", "label")
 """Of the first date, the second, and where there are any, the labels."""
 
 RECORD = "maps.json"
-"""Name of the list of what was mapped."""
+"""Name of the list of what was mapped, of all lists of pairs that were mapped into a folder."""
 
 FORESEEN = (DsferError, OSError)
 """Errors that say by themselves what is wrong."""
@@ -234,10 +234,11 @@ def map_pairs(
         **how: see `map_pair`.
 
     Returns:
-        A row for each, see `row_of`.
+        A row for each, see `row_of`; `maps.json` keeps those of other pairs, too.
 
     Raises:
         ConfigError: `out` is no folder of this machine.
+        DataError: it holds a `maps.json` that is no list of maps.
     """
     out, rows = local_folder(out), []
     for pair in pairs:
@@ -248,8 +249,25 @@ def map_pairs(
             row = row_of(pair, error)
             log.error("%s: %s", pair.id, row["error"], exc_info=not isinstance(error, FORESEEN))
             rows.append(row)
-        write_json(out / RECORD, rows)
+        record_rows(out, rows)
     return rows
+
+
+def record_rows(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows into the record of a folder of maps, each in place of a former one of its pair.
+
+    Raises:
+        DataError: what is there is no such record.
+    """
+    record = out / RECORD
+    try:
+        former = read_json(record) if record.is_file() else []
+        known = {row["id"]: row for row in (*former, *rows)}
+    except (DataError, KeyError, TypeError) as error:
+        raise DataError(
+            "is no list of maps", where=record, mend="move it away, then run again with --resume"
+        ) from error
+    write_json(record, list(known.values()))
 
 
 def row_of(pair: ListedPair, outcome: dict[str, Any] | BaseException) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def predict_raster(
 
     Raises:
         ConfigError: an impossible option, or `out` is no folder of this machine.
-        CheckpointError: as `dsfer.load`.
+        CheckpointError: as `dsfer.load`, or the network says NaN where there is data.
         DataError: the rasters cannot be read or mapped; `out` is there already or is being made.
         OSError: the disk is full or may not be written to.
         GridMismatchError: the grids of the two differ, or that of the label.
@@ -182,7 +182,8 @@ def identity_of(
     identity = {
         "t1": _identity(t1),
         "t2": _identity(t2),
-        "weights": detector.metadata.sha256,
+        # With the record: normalisation and some options of a network are not in its tensors.
+        "weights": detector.metadata.record_sha256,
         "overlap": shared_pixels(detector.tile_size, options.overlap),
         "bands": reading.bands or detector.metadata.bands,
         "scale": reading.scale,
@@ -191,6 +192,15 @@ def identity_of(
     }
     stored: dict[str, Any] = json.loads(json.dumps(identity))
     return stored
+
+
+def computing(detector: Detector) -> dict[str, Any]:
+    """What probabilities may differ by a little for: where, how precisely, by which versions."""
+    return {
+        "device": str(detector.inference.device),
+        "precision": detector.inference.precision,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
 
 
 def label_identity(label: Label | None) -> list[Any] | None:
@@ -266,6 +276,9 @@ class _Maps:
         self.scores: dict[str, Any] | None = None
         parts = ("reading", "network", "writing", "maps")
         self.seconds = dict.fromkeys(parts, 0.0) | former.seconds
+        self.runs = former.runs
+        if former.rows < pair.grid.rows:
+            self.runs = [*former.runs, {"from_row": former.rows} | computing(detector)]
 
     def predict(self, overlap: int) -> None:
         """Fill in the probabilities that are missing."""
@@ -307,6 +320,9 @@ class _Maps:
     def _write(self, start: int, strip: np.ndarray) -> None:
         stop = start + len(strip)
         missing = self.change.rows[start:stop] == NODATA
+        self.detector.check_numbers(
+            strip, ~missing, f"{self.pair.names}, rows {start} to {stop - 1}"
+        )
         self.probability.rows[start:stop] = np.where(missing, np.float32(np.nan), strip)
         self.probability.release()
         self.change.release()
@@ -314,9 +330,8 @@ class _Maps:
     def _save(self, rows: int) -> None:
         self.probability.flush()
         self.change.flush()
-        save_progress(
-            self.work, Progress(rows, self._first_started(), self.seconds, self._seconds_in_all())
-        )
+        started, seconds_in_all = self._first_started(), self._seconds_in_all()
+        save_progress(self.work, Progress(rows, started, self.seconds, seconds_in_all, self.runs))
 
     def _first_started(self) -> str:
         return self.former.started or self.started.isoformat(timespec="seconds")
@@ -444,10 +459,11 @@ class _Maps:
             "scores": self.scores,
             "options": asdict(options),
             "tile_size": self.detector.tile_size,
-            "device": str(self.detector.inference.device),
-            "precision": self.detector.inference.precision,
+            **computing(self.detector),
+            "runs": self.runs,
             "weights": {
                 "sha256": metadata.sha256,
+                "record_sha256": metadata.record_sha256,
                 "licence": metadata.licence,
                 "model": metadata.model,
                 "options": metadata.options,
@@ -456,5 +472,4 @@ class _Maps:
             "started": self._first_started(),
             "seconds": {part: round(value, 2) for part, value in self.seconds.items()},
             "seconds_in_all": round(self._seconds_in_all(), 2),
-            "versions": {name: version(name) for name in PACKAGES},
         }

@@ -3,7 +3,10 @@
 Rows are written where they belong and survive a kill; a compressed GeoTIFF would not.
 """
 
+import errno
 import mmap
+import os
+import shutil
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -90,9 +93,14 @@ class RawRaster:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """A file of zeros with its room on the disk: a full disk shows here, not when it is used."""
+    """A file of zeros with its room on the disk: a full disk shows here, not when it is used.
+
+    And before it is full, so that other programs keep what room there is.
+    """
     zeros = memoryview(bytes(2**20))
-    with naming(path), path.open("wb") as file:
+    with naming(path), path.open("wb") as file:  # which gives back the room of a former one
+        if size > shutil.disk_usage(path.parent).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for written in range(0, size, len(zeros)):
             file.write(zeros[: size - written])
 

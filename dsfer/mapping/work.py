@@ -31,12 +31,15 @@ class Progress:
         started: when the first run began, in ISO 8601.
         seconds: what each part of the work took, as far as the rows were noted.
         seconds_in_all: what all of it took, without the time between the runs.
+        runs: for each run that computed rows, the first of them (`from_row`), and `device`,
+            `precision` and `versions`.
     """
 
     rows: int = 0
     started: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     seconds_in_all: float = 0.0
+    runs: list[dict[str, Any]] = field(default_factory=list)
 
 
 def local_folder(out: str | Path) -> Path:
@@ -60,8 +63,9 @@ def work_folder(out: Path) -> Iterator[Path]:
     """Yield `.<name>.partial` beside `out`, for this process alone, with an empty folder `maps`.
 
     When the block succeeds, `maps` becomes `out` in one step, and only then the rest is removed: a
-    kill finds either all that it takes to go on, or maps that are finished. Where bad input ends
-    the work before any of it was noted, the folder is removed.
+    kill finds either all that it takes to go on, or maps that are finished. Where bad input or the
+    disk ends the work before any of it was noted, the folder is removed: no run could go on from
+    it, and what it reserved would keep a full disk full.
 
     Raises:
         DataError: `out` is there already, or another process is making it.
@@ -88,9 +92,9 @@ def work_folder(out: Path) -> Iterator[Path]:
                 left.unlink()
             yield work
             _publish(work / MAPS, out)
-        except DsferError:
+        except (DsferError, OSError):
             if not (work / PROGRESS).is_file():
-                shutil.rmtree(work)
+                shutil.rmtree(work, ignore_errors=True)  # the disk may fail
             raise
         remove_rest(out)
 
