@@ -185,7 +185,8 @@ def sheets_of(
         if here:
             scores = part[part["measure"].isin(table.measures)]
             note = here[0].cells[0].settings.data.policy.note
-            captions.append(score_caption(scores, plan.seeds, plan.changes, note))
+            given = {key: value for entry in here for key, value in entry.given.items()}
+            captions.append(score_caption(scores, plan.seeds, given, note))
         if table.costs:
             captions.append(cost_caption(part[part["measure"].isin(table.costs)]))
         sheets.append(score_sheet(part, " ".join(captions)))

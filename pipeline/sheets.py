@@ -37,7 +37,7 @@ ANY_DATA = "parameters"
 """A measure that does not depend on data: of whole networks the paper's figure is comparable."""
 
 THIN = "other width"
-"""Why the paper's number of parameters stands beside that of other networks."""
+"""Why the paper's figure stands beside that of another network."""
 
 MADE = ("split", "tiles", "device")
 """What captions tell of how records were made."""
@@ -148,8 +148,8 @@ def records_of(
     data = entry.cells[0].settings.data
     published = paper_figures(entry.table, entry.key)
     same_data = entry.dataset in published and data.as_published
-    beside = OTHER_DATA if published and not same_data else ""
-    width = entry.cells[0].settings.recipe.width
+    thin = "" if entry.cells[0].settings.recipe.width == 1 else THIN
+    beside = "" if not published else thin if same_data else OTHER_DATA
     dated = [days[cell.name] for cell in entry.cells if cell.settings.params.seed in scores]
     made = {
         "date": _range(dated),
@@ -157,6 +157,7 @@ def records_of(
         "split": listed(m.split_hash for m in scores.values()),
         "recipe": entry.cells[0].settings.recipe_name,
         "iterations": listed(m.iterations for m in scores.values()),
+        "given": told(entry.given),
         "device": listed(m.device for m in scores.values()),
         "tiles": listed(m.tiles.n for m in scores.values()),
         "experiments": listed(cell.name for cell in entry.cells),
@@ -166,7 +167,7 @@ def records_of(
         values = {seed: _measured(metrics, measure) for seed, metrics in scores.items()}
         without = listed(seed for seed, value in values.items() if np.isnan(value))
         valued = [value for value in values.values() if not np.isnan(value)]
-        other = ("" if width == 1 else THIN) if measure == ANY_DATA else beside
+        other = thin if measure == ANY_DATA else beside
         line = record(entry.table, entry.key, entry.dataset, measure, valued, other, why, without)
         records.append(line | made)
     return records
@@ -182,6 +183,11 @@ def _measured(metrics: Metrics, measure: str) -> float:
 def listed(values: Iterable[object]) -> str:
     """Different values in their order, with commas."""
     return ", ".join(dict.fromkeys(map(str, values)))
+
+
+def told(values: Mapping[str, object]) -> str:
+    """Parameters by key, with commas."""
+    return ", ".join(f"{key}: {value}" for key, value in values.items())
 
 
 def _range(days: Sequence[date]) -> str:
@@ -201,18 +207,17 @@ def _values(records: pd.DataFrame, name: str) -> list[str]:
 
 
 def score_caption(
-    records: pd.DataFrame, seeds: Sequence[int], changes: Mapping[str, object], note: str = ""
+    records: pd.DataFrame, seeds: Sequence[int], given: Mapping[str, object], note: str = ""
 ) -> str:
     """How one table was measured on one data set.
 
     Args:
         records: of that table and data set, see `records_of`.
         seeds: of training.
-        changes: what every cell changes of `params.yaml`.
+        given: what cells have in place of what recipe and catalog say, see `Entry`.
         note: what the catalog says of the split.
     """
     made = {name: listed(filter(None, records[name])) or "none" for name in MADE}
-    changed = ", ".join(f"{key}: {value}" for key, value in changes.items())
     recipe, iterations = (
         _alike(records, name, "as in the table") or "none" for name in ("recipe", "iterations")
     )
@@ -221,7 +226,7 @@ def score_caption(
         f"Change class of the test split {made['split']} in percent, {made['tiles']} "
         f"{PROTOCOL}. Recipe {recipe}; iterations {iterations}; seed "
         f"{listed(seeds)}{'; ± is one standard deviation over seeds' * (len(seeds) > 1)}.",
-        f"Other than in params.yaml: {changed}." if changed else "",
+        f"Given by -S or params.yaml: {told(given)}." if given else "",
         f"{made['device']}; {measured}; commit {commit(Path())}.",
         _beside(records),
         note,
@@ -232,7 +237,8 @@ def score_caption(
 def _beside(records: pd.DataFrame) -> str:
     printed = records[records["paper"].notna()]
     if not (printed["beside"] == OTHER_DATA).any():
-        return "Δ: ours less the paper's."
+        only = ", of networks of its width alone" if (printed["beside"] == THIN).any() else ""
+        return f"Δ: ours less the paper's{only}."
     counted = printed.loc[printed["measure"] == ANY_DATA, "beside"]
     but = ", but for the number of parameters" if (counted == "").any() else ""
     return (
@@ -258,7 +264,7 @@ def score_sheet(records: pd.DataFrame, caption: str) -> Sheet:
         heading, printed = HEADINGS.get(str(measure), str(measure)), part["paper"].notna()
         columns[heading, "ours"] = part.apply(_ours, axis=1)
         if printed.any():
-            beside = part.loc[printed, "beside"].iloc[0]
+            beside = min(part.loc[printed, "beside"])  # none where one row is comparable
             figures = part["paper"].map(_number).where(printed, NOT_PUBLISHED)
             columns[heading, f"paper, {beside}" if beside else "paper"] = figures
         if part["difference"].notna().any():

@@ -16,19 +16,21 @@ import torchvision
 from dsfer.errors import ConfigError, DataError
 from dsfer.figures import data_uri
 from dsfer.models import MODELS, Method, imagenet
-from pipeline import benchmark, cost, flows, sheets
+from pipeline import benchmark, cells, cost, flows, sheets
 from pipeline.benchmark import BenchmarkError, Plan, parse_changes, parse_seeds
 from pipeline.cost import Costs, cost_caption, cost_records
+from pipeline.frozen import read_yaml
 from pipeline.model import build_network
-from pipeline.params import current_settings
+from pipeline.params import change_params, current_settings
 from pipeline.published import load_published
 from pipeline.results import Metrics
 from pipeline.sensitivity import sensitivity_figure, write_plot
 from pipeline.sheets import records_of, score_caption, score_sheet
-from pipeline.tables import entries_of, load_tables, paper_figures, row_keys
+from pipeline.tables import NETWORK, entries_of, load_tables, paper_figures, row_keys
 from pipeline.typeset import html, latex, markdown, write_document
 from tests.made_up_run import random_tile, write_figures
 from tests.pages import addresses
+from tests.project import ROOT
 
 DAY = date(2026, 11, 24)
 
@@ -69,6 +71,19 @@ def measured(name, dataset, outcome_of, seeds=(0, 1)):
 
 def sheet_of(records, seeds=(0, 1)):
     return score_sheet(records, score_caption(records, seeds, {"iterations": 60}))
+
+
+@pytest.fixture
+def edit_params(tmp_path, monkeypatch):
+    """Work in a folder whose params.yaml has other values, by which experiments are named."""
+
+    def edit(**values):
+        shutil.copy(ROOT / "params.yaml", tmp_path)
+        change_params(tmp_path / "params.yaml", values)
+        monkeypatch.chdir(tmp_path)
+
+    monkeypatch.setattr(cells, "experiment_name", lambda kind, _, values: json.dumps(values))
+    return edit
 
 
 def test_every_row_of_every_table_has_its_figures_and_possible_parameters():
@@ -145,6 +160,44 @@ def test_dsfer_net_has_the_papers_recipe_unless_the_caller_names_another():
     assert (cell.settings.recipe.lambda_, cell.settings.recipe.class_weights) == (
         1.0, "inverse-frequency",
     )  # fmt: skip
+
+
+def test_rows_are_their_labels_networks_whatever_was_left_in_params(edit_params):
+    names = [name for name, table in load_tables().items() if table.datasets]
+
+    def resolved():
+        entries = [entry for name in names for entry in entries_of(name, [], [0], {})]
+        return [cell.settings.resolved() for entry in entries for cell in entry.cells]
+
+    fresh = read_yaml(ROOT / "params.yaml")
+    assert {key: fresh[key] for key in NETWORK} == NETWORK  # or DVC would not know former runs
+    before = resolved()
+    edit_params(variant="base+cf", encoder="resnet18", hopfield_dim=None, hopfield_beta=2.0,
+                norm="channel", recipe="released")  # fmt: skip
+    assert resolved() == before
+
+
+def test_values_left_in_params_are_told(edit_params):
+    """In every row that does not set them itself, beside those of the caller."""
+    edit_params(lr=0.01, **{"lambda": 0.5}, iterations=9, tile_size=128)
+    plan = Plan(["I", "V"], ["levir-cd"], changes={"iterations": 60})
+    for name, entries in plan.entries().items():
+        told = f"tile_size: 128, {'lambda: 0.5, ' * (name == 'I')}lr: 0.01, iterations: 60"
+        outcomes = {entry.cells[0].name: scores(90.0) for entry in entries}
+        records = records_for(entries, outcomes)
+        assert set(records["given"]) == {told}
+        sheet = benchmark.sheets_of(records, entries[:1], outcomes, plan)[0]
+        assert f" Given by -S or params.yaml: {told}. 2 cores;" in sheet.caption
+
+
+def test_no_difference_is_given_for_networks_of_another_width():
+    entries = entries_of("III", ["levir-cd"], [0], {"width": 0.5, "pretrained": "none"})
+    records = records_for(entries, {entry.cells[0].name: scores(90.0) for entry in entries})
+    sheet = sheet_of(records, (0,))
+    assert sheet.frame.loc["Base+CF", "F1"].to_dict() == {
+        "ours": "90.00", "paper, other width": "90.05",
+    }  # fmt: skip
+    assert sheet.caption.endswith("Δ: ours less the paper's, of networks of its width alone.")
 
 
 def test_rows_of_different_recipes_say_which_is_theirs():
@@ -679,8 +732,10 @@ def test_bad_input_is_named():
         (Plan(names=[]), "tables: none is given"),
         (Plan(seeds=[]), "seeds: [] does not name one or more seeds, each once"),
         (Plan(seeds=[0, 1, 0]), "seeds: [0, 1, 0] does not name one or more seeds, each once"),
-        (Plan(names=["V"], changes={"lambda": 1}), "table V, lambda: is what the cells"),
-        (Plan(names=["I"], changes={"seed": 1}), "table I, seed: is what the cells"),
+        (Plan(names=["V"], changes={"lambda": 1}), "table V, lambda: is set by the table"),
+        (Plan(names=["I"], changes={"seed": 1}), "table I, seed: is set by the table"),
+        (Plan(names=["V"], changes={"encoder": "resnet18"}), "table V, encoder: is set by the"),
+        (Plan(names=["IV"], changes={"variant": "base+cf"}), "table IV, variant: is set by the"),
         (Plan(names=["V"], changes={"lr": -1}), "lr: Input should be greater than 0"),
         (Plan(names=["V"], changes={"iteratons": 1}), "perhaps you mean 'iterations'"),
         (Plan(names=["V"], datasets=["lever-cd"]), "perhaps you mean 'levir-cd'"),
