@@ -6,7 +6,6 @@ A record is one measure of one row on one data set; a sheet is a table of text w
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import pandas as pd
 from dsfer.significance import BLOCK
 from pipeline.results import Metrics
 from pipeline.tables import Entry, Name, load_tables, paper_figures, row_of
-from pipeline.workspace import commit
 
 Outcome = Metrics | str
 """Scores of a cell, or why there are none."""
@@ -207,7 +205,11 @@ def _values(records: pd.DataFrame, name: str) -> list[str]:
 
 
 def score_caption(
-    records: pd.DataFrame, seeds: Sequence[int], given: Mapping[str, object], note: str = ""
+    records: pd.DataFrame,
+    seeds: Sequence[int],
+    given: Mapping[str, object],
+    commit: str,
+    note: str = "",
 ) -> str:
     """How one table was measured on one data set.
 
@@ -215,6 +217,7 @@ def score_caption(
         records: of that table and data set, see `records_of`.
         seeds: of training.
         given: what cells have in place of what recipe and catalog say, see `Entry`.
+        commit: that experiments are named after.
         note: what the catalog says of the split.
     """
     made = {name: listed(filter(None, records[name])) or "none" for name in MADE}
@@ -227,7 +230,7 @@ def score_caption(
         f"{PROTOCOL}. Recipe {recipe}; iterations {iterations}; seed "
         f"{listed(seeds)}{'; ± is one standard deviation over seeds' * (len(seeds) > 1)}.",
         f"Given by -S or params.yaml: {told(given)}." if given else "",
-        f"{made['device']}; {measured}; commit {commit(Path())}.",
+        f"{made['device']}; {measured}; commit {commit}.",
         _beside(records),
         note,
     ]

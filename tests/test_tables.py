@@ -32,13 +32,7 @@ from tests.made_up_run import random_tile, write_figures
 from tests.pages import addresses
 from tests.project import ROOT
 
-DAY = date(2026, 11, 24)
-
-
-@pytest.fixture(autouse=True)
-def no_commit(monkeypatch):
-    monkeypatch.setattr(sheets, "commit", lambda project: "abc1234")
-    monkeypatch.setattr(cost, "commit", lambda project: "abc1234")
+DAY, COMMIT = date(2026, 11, 24), "abc1234"
 
 
 def scores(f1, **changes):
@@ -70,7 +64,7 @@ def measured(name, dataset, outcome_of, seeds=(0, 1)):
 
 
 def sheet_of(records, seeds=(0, 1)):
-    return score_sheet(records, score_caption(records, seeds, {"iterations": 60}))
+    return score_sheet(records, score_caption(records, seeds, {"iterations": 60}, COMMIT))
 
 
 @pytest.fixture
@@ -186,7 +180,7 @@ def test_values_left_in_params_are_told(edit_params):
         outcomes = {entry.cells[0].name: scores(90.0) for entry in entries}
         records = records_for(entries, outcomes)
         assert set(records["given"]) == {told}
-        sheet = benchmark.sheets_of(records, entries[:1], outcomes, plan)[0]
+        sheet = benchmark.sheets_of(records, entries[:1], outcomes, plan, COMMIT)[0]
         assert f" Given by -S or params.yaml: {told}. 2 cores;" in sheet.caption
 
 
@@ -228,7 +222,7 @@ def test_the_caption_says_what_to_know_of_the_split():
         entries = entries_of("V", ["whu-cd"], [0], changes)
         outcomes = {entry.cells[0].name: scores(90.0) for entry in entries}
         records = records_for(entries, outcomes)
-        (sheet,) = benchmark.sheets_of(records, entries, outcomes, Plan(changes=changes))
+        (sheet,) = benchmark.sheets_of(records, entries, outcomes, Plan(changes=changes), COMMIT)
         assert sheet.caption.endswith(said)
         assert (("F1", "Δ") in sheet.frame) == ("split_seed" in changes)
 
@@ -385,7 +379,7 @@ def test_rows_of_other_splits_are_not_compared():
         e.cells[0].name: scores(50.0, split_hash=f"{i // 8}") for i, e in enumerate(entries)
     }
     records = records_for(entries, outcomes)
-    table, compared = benchmark.sheets_of(records, entries, outcomes, Plan())
+    table, compared = benchmark.sheets_of(records, entries, outcomes, Plan(), COMMIT)
     assert table.frame.loc["BiT", ("F1", "ours")] == "50.00"
     assert compared.frame.loc["all pairs", "Δ F1"] == "failed†"
     assert "scored on different splits: 0, 1" in compared.notes[0]
@@ -482,11 +476,15 @@ def test_pairs_of_methods_are_compared_over_pooled_seeds(monkeypatch):
 
 
 def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monkeypatch):
-    """Dsfer-Net is better than all others, BiT failed; VcT's counts are gone from the cache."""
-    ran, left_out = [], []
+    """Dsfer-Net is better than all others, BiT failed; VcT's counts are gone from the cache.
+
+    Amid all this the user commits.
+    """
+    ran, left_out, commits = [], [], ["abc1234"]
 
     def run_cells(cells, *_):
         ran.extend(cells)
+        commits.append("def5678")
 
     def read_counts(cell):
         if gone and cell.settings.params.model == "vct":
@@ -505,6 +503,7 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
 
     failed = {"bit"}
     monkeypatch.setattr(benchmark, "run_cells", run_cells)
+    monkeypatch.setattr(benchmark, "commit", lambda project: commits[-1])
     monkeypatch.setattr(
         benchmark,
         "finished",
@@ -524,6 +523,7 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
     assert set(table["protocol"].first()) == {"isolated tiles"}
     text = (tmp_path / "table-I.md").read_text()
     assert re.search(r"\| BiT +\| +failed† \|", text)
+    assert "commit abc1234" in text and "def5678" not in text
     assert re.search(r"\| VcT less Dsfer-Net +\| +−4\.29 \|.* yes \|", text)
     assert {path.name for path in tmp_path.iterdir()} == {
         "table-I.md", "table-I.tex", "table-I.html", "table-I.csv", "table-I-demo-significance.csv",
@@ -561,7 +561,7 @@ def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
     costs = Costs.model_validate(made_up_costs())
     rows = load_tables()["II"].rows
     records = pd.DataFrame([line for key in rows for line in cost_records("II", key, "", costs)])
-    sheet = score_sheet(records, cost_caption(records))
+    sheet = score_sheet(records, cost_caption(records, COMMIT))
     assert sheet.frame.loc["Dsfer-Net"].to_dict() == {
         ("Parameters, million", "ours"): "34.09",
         ("Parameters, million", "paper"): "34.08",
@@ -578,6 +578,7 @@ def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
     assert "scaled from 16 pairs to 2,048" in sheet.caption and "2 cores" in sheet.caption
     assert "fastest batch of those tried (1, 8;" in sheet.caption
     assert "in float32 and uncompiled" in sheet.caption
+    assert sheet.caption.endswith("Commit abc1234.")
     assert records[records["key"] == "bit"]["batch"].unique() == "8"
 
 
@@ -592,7 +593,7 @@ def test_the_time_of_every_encoder_stands_beside_its_scores():
     costs = Costs.model_validate(made_up)
     lines = [line for e in entries for line in cost_records("IV", e.key, e.dataset, costs)]
     records = pd.DataFrame([*records.to_dict("records"), *lines])
-    (sheet,) = benchmark.sheets_of(records, entries, {}, Plan())
+    (sheet,) = benchmark.sheets_of(records, entries, {}, Plan(), COMMIT)
     heading = "Test loop, s per 2,048 pairs"
     assert sheet.frame[heading, "ours"].tolist() == ["1280.00", "1408.00", "1152.00"]
     assert sheet.frame[heading, "paper, A100"].tolist() == ["18.12", "57.08", "21.27"]
@@ -653,13 +654,9 @@ def test_costs_are_measured_once_and_a_failure_is_a_reason(tmp_path, monkeypatch
 def document(tmp_path_factory):
     """Folder with Table V in all formats, and its records."""
     folder = tmp_path_factory.mktemp("tables")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sheets, "commit", lambda project: "abc1234")
-        records = measured(
-            "V", "levir-cd", lambda key, seed: scores(90.0 + seed + float(key) / 100)
-        )
-        write_plot(folder, "table-V", records)
-        write_document(folder, "table-V", "Table V", [sheet_of(records)], "table-V")
+    records = measured("V", "levir-cd", lambda key, seed: scores(90.0 + seed + float(key) / 100))
+    write_plot(folder, "table-V", records)
+    write_document(folder, "table-V", "Table V", [sheet_of(records)], "table-V")
     return folder, records
 
 
