@@ -134,11 +134,11 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
         costs = measure_costs(plan.pairs, plan.models) if costly else ""
         if cells:
             run_cells(cells.values(), jobs, LAST_STAGE)
-    days = finished()
-    outcomes = {name: _outcome(cell, name in days) for name, cell in cells.items()}
+    done = finished()
+    outcomes = {name: _outcome(cell, name in done) for name, cell in cells.items()}
     missing: list[str] = []
     for name, rows in entries.items():
-        lines = [line for row in rows for line in records_of(row, outcomes, days)]
+        lines = [line for row in rows for line in records_of(row, outcomes)]
         keys = [(row.key, row.dataset) for row in rows] or [
             (key, "") for key in row_keys(name, plan.models)
         ]

@@ -5,7 +5,6 @@ A record is one measure of one row on one data set; a sheet is a table of text w
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 
 import numpy as np
@@ -42,6 +41,9 @@ MADE = ("split", "tiles", "device")
 
 BY_ROW = {"recipe": "recipe", "iterations": "iterations", "date": "measured on"}
 """What has a column, by its heading, where rows differ in it; elsewhere the caption tells it."""
+
+NO_DAY = "day unknown"
+"""In place of the day of scores that do not tell theirs."""
 
 NOT_PUBLISHED = "not published"
 """In place of the paper's figure, in rows that the paper does not have."""
@@ -130,15 +132,12 @@ def record(
     }
 
 
-def records_of(
-    entry: Entry, outcomes: Mapping[str, Outcome], days: Mapping[str, date]
-) -> list[dict[str, object]]:
+def records_of(entry: Entry, outcomes: Mapping[str, Outcome]) -> list[dict[str, object]]:
     """The measures of a row on one data set over its seeds, isolated tiles.
 
     Args:
         entry: the row.
         outcomes: by name of the experiment.
-        days: on which those that have scores were measured, by name of the experiment.
     """
     found = {cell.settings.params.seed: outcomes[cell.name] for cell in entry.cells}
     scores = {seed: outcome for seed, outcome in found.items() if isinstance(outcome, Metrics)}
@@ -148,15 +147,14 @@ def records_of(
     same_data = entry.dataset in published and data.as_published
     thin = "" if entry.cells[0].settings.recipe.width == 1 else THIN
     beside = "" if not published else thin if same_data else OTHER_DATA
-    dated = [days[cell.name] for cell in entry.cells if cell.settings.params.seed in scores]
     made = {
-        "date": _range(dated),
+        "date": _range([m.date or NO_DAY for m in scores.values()]),
         "protocol": PROTOCOL,
         "split": listed(m.split_hash for m in scores.values()),
         "recipe": entry.cells[0].settings.recipe_name,
         "iterations": listed(m.iterations for m in scores.values()),
         "given": told(entry.given),
-        "device": listed(m.device for m in scores.values()),
+        "device": listed(m.devices for m in scores.values()),
         "tiles": listed(m.tiles.n for m in scores.values()),
         "experiments": listed(cell.name for cell in entry.cells),
     }
@@ -188,9 +186,9 @@ def told(values: Mapping[str, object]) -> str:
     return ", ".join(f"{key}: {value}" for key, value in values.items())
 
 
-def _range(days: Sequence[date]) -> str:
+def _range(days: Sequence[str]) -> str:
     """A day, or the first and the last of several; empty for none."""
-    return " to ".join(str(day) for day in sorted({min(days), max(days)})) if days else ""
+    return " to ".join(sorted({min(days), max(days)})) if days else ""
 
 
 def _alike(records: pd.DataFrame, name: str, otherwise: str) -> str:

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -32,24 +31,22 @@ from tests.made_up_run import random_tile, write_figures
 from tests.pages import addresses
 from tests.project import ROOT
 
-DAY, COMMIT = date(2026, 11, 24), "abc1234"
+DAY, COMMIT = "2026-11-24", "abc1234"
 
 
 def scores(f1, **changes):
     measured = {"P": 80.0, "R": 70.0, "F1": f1, "OA": 98.5, "IoU": 60.0, "n": 64}
     return Metrics(
         dataset="demo", model="m", variant=None, recipe="modern", seed=0, split_hash="026d67e1be7f",
-        device="2 cores", iterations=60, best_step=40, parameters=2_329_886,
+        date=DAY, device="2 cores", iterations=60, best_step=40, parameters=2_329_886,
         parameters_counted=2_329_886, pairs_per_second=9.0,
         tiles=measured | {"F1_low": 1.0, "F1_high": 99.0}, stitched=None, stitched_note="",
         baseline={"P": 1, "R": 1, "F1": 1, "OA": 1, "IoU": 1, "threshold": 4},
     ).model_copy(update=changes)  # fmt: skip
 
 
-def records_for(entries, outcomes, **days):
-    """Records of rows, all cells of one day but for those named."""
-    days = dict.fromkeys(outcomes, DAY) | days
-    return pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes, days)])
+def records_for(entries, outcomes):
+    return pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes)])
 
 
 def measured(name, dataset, outcome_of, seeds=(0, 1)):
@@ -275,15 +272,15 @@ def test_mean_and_spread_stand_beside_the_paper_and_the_difference():
 
 def test_the_day_is_that_of_the_measurement():
     """Seed 1 of BiT is of the next day; VcT has no result."""
-    entries = entries_of("I", ["levir-cd"], [0, 1], {})
-    cells = {(e.key, c.settings.params.seed): c.name for e in entries for c in e.cells}
-    outcomes = {
-        name: "not run" if key == "vct" else scores(90.0) for (key, _), name in cells.items()
-    }
-    records = records_for(entries, outcomes, **{cells["bit", 1]: DAY + timedelta(days=1)})
+
+    def outcome(key, seed):
+        later = {"date": "2026-11-25"} if (key, seed) == ("bit", 1) else {}
+        return "not run" if key == "vct" else scores(90.0, **later)
+
+    records = measured("I", "levir-cd", outcome)
     sheet = sheet_of(records)
     assert sheet.frame["measured on"].to_dict() == dict.fromkeys(
-        (entry.label for entry in entries), "2026-11-24"
+        (row.label for row in load_tables()["I"].rows.values()), "2026-11-24"
     ) | {"BiT": "2026-11-24 to 2026-11-25", "VcT": "—"}
     assert "2 cores; days as in the table; commit" in sheet.caption
     text = markdown("T", [sheet], None)
@@ -292,8 +289,22 @@ def test_the_day_is_that_of_the_measurement():
     assert records.groupby("key")["date"].first()[["bit", "vct"]].tolist() == [
         "2026-11-24 to 2026-11-25", "",
     ]  # fmt: skip
+    older = sheet_of(measured("I", "levir-cd", lambda *_: scores(90.0, date=None)))
+    assert "2 cores; day unknown; commit" in older.caption
     alike = sheet_of(measured("I", "levir-cd", lambda *_: scores(90.0)))
     assert "measured on" not in alike.frame and "; 2026-11-24; commit" in alike.caption
+
+
+def test_a_device_of_training_other_than_that_of_scoring_is_told():
+    for trained_on, told in [
+        ("2 cores", "2 cores; 2026"),
+        (None, "2 cores; 2026"),  # scored by an older version
+        ("NVIDIA H100", "2 cores, trained on NVIDIA H100; 2026"),
+    ]:
+        made = scores(90.0, trained_on=trained_on)
+        records = measured("III", "cdd", lambda *_, made=made: made)
+        assert set(records["device"]) == {told.partition(";")[0]}
+        assert f"iterations: 60. {told}" in sheet_of(records).caption
 
 
 def test_one_seed_has_no_spread():
@@ -507,7 +518,7 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
     monkeypatch.setattr(
         benchmark,
         "finished",
-        lambda: {cell.name: DAY for cell in ran if cell.settings.params.model not in failed},
+        lambda: {cell.name for cell in ran if cell.settings.params.model not in failed},
     )
     monkeypatch.setattr(benchmark, "missing_reason", lambda cell: "failed: no room.")
     monkeypatch.setattr(benchmark, "read_metrics", f1)
