@@ -159,5 +159,5 @@ def _describe(results: Results) -> str:
     return (
         f"{metrics.model} on {metrics.dataset}, split {metrics.split_hash}, recipe "
         f"{metrics.recipe}, seed {metrics.seed}, {metrics.iterations:,} iterations, "
-        f"{metrics.device}."
+        f"{metrics.devices}."
     )

@@ -51,7 +51,7 @@ from pipeline.tables import (
     table_names,
 )
 from pipeline.typeset import Picture, write_document
-from pipeline.workspace import restore_params
+from pipeline.workspace import commit, restore_params
 
 LAST_STAGE = "evaluate"
 """Tables need scores and weights; the report of a cell is made by `dvc exp run` with its values."""
@@ -128,6 +128,7 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
         WorkspaceError: another benchmark or sweep is under way.
     """
     restore_params(Path(), "a benchmark")
+    at = commit(Path())  # now, with the names of the cells: the user may commit while they run
     entries = plan.entries()
     cells = {cell.name: cell for rows in entries.values() for row in rows for cell in row.cells}
     with queue_held("a benchmark"):
@@ -135,17 +136,17 @@ def benchmark(plan: Plan, jobs: int, out: Path) -> None:
         costs = measure_costs(plan.pairs, plan.models) if costly else ""
         if cells:
             run_cells(cells.values(), jobs, LAST_STAGE)
-    days = finished()
-    outcomes = {name: _outcome(cell, name in days) for name, cell in cells.items()}
+    done = finished()
+    outcomes = {name: _outcome(cell, name in done) for name, cell in cells.items()}
     missing: list[str] = []
     for name, rows in entries.items():
-        lines = [line for row in rows for line in records_of(row, outcomes, days)]
+        lines = [line for row in rows for line in records_of(row, outcomes)]
         keys = [(row.key, row.dataset) for row in rows] or [
             (key, "") for key in row_keys(name, plan.models)
         ]
         lines += [line for row in keys for line in cost_records(name, *row, costs)]
         records = pd.DataFrame(lines)
-        sheets = sheets_of(records, rows, outcomes, plan)
+        sheets = sheets_of(records, rows, outcomes, plan, at)
         plates, undrawn = draw_figures(rows, outcomes, out) if name == "I" else ([], [])
         write_table(name, records, sheets, out, plates)
         missing += [f"{sheet.title}: {sheet.failure}" for sheet in sheets if sheet.failure]
@@ -170,7 +171,11 @@ def _outcome(cell: Cell, done: bool) -> Outcome:
 
 
 def sheets_of(
-    records: pd.DataFrame, entries: list[Entry], outcomes: dict[str, Outcome], plan: Plan
+    records: pd.DataFrame,
+    entries: list[Entry],
+    outcomes: dict[str, Outcome],
+    plan: Plan,
+    at: str,
 ) -> list[Sheet]:
     """A sheet for each data set; of Table I with one of the pairs of its rows behind it.
 
@@ -179,6 +184,7 @@ def sheets_of(
         entries: its rows that are trained.
         outcomes: of their cells.
         plan: what was asked for.
+        at: the commit that cells are named after.
     """
     sheets = []
     table = load_tables()[records["table"].iloc[0]]
@@ -188,9 +194,10 @@ def sheets_of(
         if here:
             scores = part[part["measure"].isin(table.measures)]
             note = here[0].cells[0].settings.data.policy.note
-            captions.append(score_caption(scores, plan.seeds, plan.changes, note))
+            given = {key: value for entry in here for key, value in entry.given.items()}
+            captions.append(score_caption(scores, plan.seeds, given, at, note))
         if table.costs:
-            captions.append(cost_caption(part[part["measure"].isin(table.costs)]))
+            captions.append(cost_caption(part[part["measure"].isin(table.costs)], at))
         sheets.append(score_sheet(part, " ".join(captions)))
         if here and here[0].table == "I":
             try:

@@ -18,7 +18,7 @@ from pipeline.commands import Command
 from pipeline.results import Stored
 from pipeline.sheets import listed, record
 from pipeline.tables import Name, load_tables, row_of
-from pipeline.workspace import commit, experiment_name
+from pipeline.workspace import experiment_name
 
 KEPT = Path(".dvc/tmp/tables")
 """Where measured costs lie in a project."""
@@ -198,11 +198,12 @@ def _made(cost: Cost, run: Costs) -> dict[str, object]:
     return dict(zip(MADE, values, strict=True))
 
 
-def cost_caption(records: pd.DataFrame) -> str:
+def cost_caption(records: pd.DataFrame, commit: str) -> str:
     """How costs were measured.
 
     Args:
         records: of one table, see `cost_records`.
+        commit: at which they were.
     """
     made = {name: listed(filter(None, records[name])) or "none" for name in MADE}
     sentences = {
@@ -224,6 +225,6 @@ def cost_caption(records: pd.DataFrame) -> str:
         [
             f"python -m benchmarks.cost, whole networks on 256 x 256 pixels, on {where}.",
             *told,
-            f"Commit {commit(Path())}.",
+            f"Commit {commit}.",
         ]
     )

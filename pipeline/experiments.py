@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, date, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -97,15 +96,11 @@ def run_queued(
         _withdraw(left)
 
 
-def finished() -> dict[str, date]:
-    """Names of the experiments that have a result, over all commits, with its day (UTC)."""
+def finished() -> set[str]:
+    """Names of the experiments that have a result, over all commits."""
     with Repo() as repo:
         found = repo.experiments.ls(all_commits=True)
-        return {
-            name: datetime.fromtimestamp(repo.scm.resolve_commit(revision).commit_time, UTC).date()
-            for names in found.values()
-            for name, revision in names
-        }
+    return {name for names in found.values() for name, _ in names}
 
 
 def failure(name: str) -> str | None:

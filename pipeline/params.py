@@ -221,6 +221,11 @@ class Settings(Frozen):
     sources: dict[str, str]
 
     @property
+    def given(self) -> dict[str, Any]:
+        """What `params.yaml` says in place of the recipe and the catalog, by key."""
+        return {k: v for k, v in self.resolved().items() if self.sources.get(k) == str(PARAMS)}
+
+    @property
     def folder(self) -> Path:
         """Where the data set's outputs lie."""
         return Path("data") / self.params.dataset

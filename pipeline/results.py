@@ -67,6 +67,9 @@ class Metrics(Stored):
         parameters: those that the network uses.
         parameters_counted: those and the ones that the published network has but never uses, as
             Table II counts them.
+        date: day of scoring (ISO 8601, UTC), or None where an older version scored.
+        device: of scoring.
+        trained_on: device of training, or None likewise.
         best_step: iteration with the best validation F1; the weights are from there.
         stitched: scores on whole scenes, or None where `stitched_note` says why not.
         pairs_per_second: tiles through the network, data included.
@@ -79,7 +82,9 @@ class Metrics(Stored):
     recipe: str
     seed: int
     split_hash: str
+    date: str | None = None
     device: str
+    trained_on: str | None = None
     iterations: int
     best_step: int
     parameters: int
@@ -89,6 +94,13 @@ class Metrics(Stored):
     stitched: ProtocolScores | None
     stitched_note: str
     baseline: BaselineScores
+
+    @property
+    def devices(self) -> str:
+        """That of scoring, and that of training where it was another."""
+        if self.trained_on in (None, self.device):
+            return self.device
+        return f"{self.device}, trained on {self.trained_on}"
 
 
 class Resolved(Stored):

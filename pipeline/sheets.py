@@ -5,8 +5,6 @@ A record is one measure of one row on one data set; a sheet is a table of text w
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ import pandas as pd
 from dsfer.significance import BLOCK
 from pipeline.results import Metrics
 from pipeline.tables import Entry, Name, load_tables, paper_figures, row_of
-from pipeline.workspace import commit
 
 Outcome = Metrics | str
 """Scores of a cell, or why there are none."""
@@ -40,13 +37,16 @@ ANY_DATA = "parameters"
 """A measure that does not depend on data: of whole networks the paper's figure is comparable."""
 
 THIN = "other width"
-"""Why the paper's number of parameters stands beside that of other networks."""
+"""Why the paper's figure stands beside that of another network."""
 
 MADE = ("split", "tiles", "device")
 """What captions tell of how records were made."""
 
 BY_ROW = {"recipe": "recipe", "iterations": "iterations", "date": "measured on"}
 """What has a column, by its heading, where rows differ in it; elsewhere the caption tells it."""
+
+NO_DAY = "day unknown"
+"""In place of the day of scores that do not tell theirs."""
 
 NOT_PUBLISHED = "not published"
 """In place of the paper's figure, in rows that the paper does not have."""
@@ -135,15 +135,12 @@ def record(
     }
 
 
-def records_of(
-    entry: Entry, outcomes: Mapping[str, Outcome], days: Mapping[str, date]
-) -> list[dict[str, object]]:
+def records_of(entry: Entry, outcomes: Mapping[str, Outcome]) -> list[dict[str, object]]:
     """The measures of a row on one data set over its seeds, isolated tiles.
 
     Args:
         entry: the row.
         outcomes: by name of the experiment.
-        days: on which those that have scores were measured, by name of the experiment.
     """
     found = {cell.settings.params.seed: outcomes[cell.name] for cell in entry.cells}
     scores = {seed: outcome for seed, outcome in found.items() if isinstance(outcome, Metrics)}
@@ -151,16 +148,16 @@ def records_of(
     data = entry.cells[0].settings.data
     published = paper_figures(entry.table, entry.key)
     same_data = entry.dataset in published and data.as_published
-    beside = OTHER_DATA if published and not same_data else ""
-    width = entry.cells[0].settings.recipe.width
-    dated = [days[cell.name] for cell in entry.cells if cell.settings.params.seed in scores]
+    thin = "" if entry.cells[0].settings.recipe.width == 1 else THIN
+    beside = "" if not published else thin if same_data else OTHER_DATA
     made = {
-        "date": _range(dated),
+        "date": _range([m.date or NO_DAY for m in scores.values()]),
         "protocol": PROTOCOL,
         "split": listed(m.split_hash for m in scores.values()),
         "recipe": entry.cells[0].settings.recipe_name,
         "iterations": listed(m.iterations for m in scores.values()),
-        "device": listed(m.device for m in scores.values()),
+        "given": told(entry.given),
+        "device": listed(m.devices for m in scores.values()),
         "tiles": listed(m.tiles.n for m in scores.values()),
         "experiments": listed(cell.name for cell in entry.cells),
     }
@@ -169,7 +166,7 @@ def records_of(
         values = {seed: _measured(metrics, measure) for seed, metrics in scores.items()}
         without = listed(seed for seed, value in values.items() if np.isnan(value))
         valued = [value for value in values.values() if not np.isnan(value)]
-        other = ("" if width == 1 else THIN) if measure == ANY_DATA else beside
+        other = thin if measure == ANY_DATA else beside
         line = record(entry.table, entry.key, entry.dataset, measure, valued, other, why, without)
         records.append(line | made)
     return records
@@ -187,9 +184,14 @@ def listed(values: Iterable[object]) -> str:
     return ", ".join(dict.fromkeys(map(str, values)))
 
 
-def _range(days: Sequence[date]) -> str:
+def told(values: Mapping[str, object]) -> str:
+    """Parameters by key, with commas."""
+    return ", ".join(f"{key}: {value}" for key, value in values.items())
+
+
+def _range(days: Sequence[str]) -> str:
     """A day, or the first and the last of several; empty for none."""
-    return " to ".join(str(day) for day in sorted({min(days), max(days)})) if days else ""
+    return " to ".join(sorted({min(days), max(days)})) if days else ""
 
 
 def _alike(records: pd.DataFrame, name: str, otherwise: str) -> str:
@@ -204,18 +206,22 @@ def _values(records: pd.DataFrame, name: str) -> list[str]:
 
 
 def score_caption(
-    records: pd.DataFrame, seeds: Sequence[int], changes: Mapping[str, object], note: str = ""
+    records: pd.DataFrame,
+    seeds: Sequence[int],
+    given: Mapping[str, object],
+    commit: str,
+    note: str = "",
 ) -> str:
     """How one table was measured on one data set.
 
     Args:
         records: of that table and data set, see `records_of`.
         seeds: of training.
-        changes: what every cell changes of `params.yaml`.
+        given: what cells have in place of what recipe and catalog say, see `Entry`.
+        commit: that experiments are named after.
         note: what the catalog says of the split.
     """
     made = {name: listed(filter(None, records[name])) or "none" for name in MADE}
-    changed = ", ".join(f"{key}: {value}" for key, value in changes.items())
     recipe, iterations = (
         _alike(records, name, "as in the table") or "none" for name in ("recipe", "iterations")
     )
@@ -224,8 +230,8 @@ def score_caption(
         f"Change class of the test split {made['split']} in percent, {made['tiles']} "
         f"{PROTOCOL}. Recipe {recipe}; iterations {iterations}; seed "
         f"{listed(seeds)}{'; ± is one standard deviation over seeds' * (len(seeds) > 1)}.",
-        f"Other than in params.yaml: {changed}." if changed else "",
-        f"{made['device']}; {measured}; commit {commit(Path())}.",
+        f"Given by -S or params.yaml: {told(given)}." if given else "",
+        f"{made['device']}; {measured}; commit {commit}.",
         _beside(records),
         note,
     ]
@@ -235,7 +241,8 @@ def score_caption(
 def _beside(records: pd.DataFrame) -> str:
     printed = records[records["paper"].notna()]
     if not (printed["beside"] == OTHER_DATA).any():
-        return "Δ: ours less the paper's."
+        only = ", of networks of its width alone" if (printed["beside"] == THIN).any() else ""
+        return f"Δ: ours less the paper's{only}."
     counted = printed.loc[printed["measure"] == ANY_DATA, "beside"]
     but = ", but for the number of parameters" if (counted == "").any() else ""
     return (
@@ -261,7 +268,7 @@ def score_sheet(records: pd.DataFrame, caption: str) -> Sheet:
         heading, printed = HEADINGS.get(str(measure), str(measure)), part["paper"].notna()
         columns[heading, "ours"] = part.apply(_ours, axis=1)
         if printed.any():
-            beside = part.loc[printed, "beside"].iloc[0]
+            beside = min(part.loc[printed, "beside"])  # none where one row is comparable
             figures = part["paper"].map(_number).where(printed, NOT_PUBLISHED)
             columns[heading, f"paper, {beside}" if beside else "paper"] = figures
         if part["difference"].notna().any():

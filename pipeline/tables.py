@@ -17,6 +17,20 @@ TABLES = Path(__file__).with_name("tables.yaml")
 
 Name = Literal["I", "II", "III", "IV", "V"]
 
+NETWORK: dict[str, Any] = {
+    "variant": None,
+    "encoder": None,
+    "hopfield_dim": 512,
+    "hopfield_beta": None,
+    "norm": "volume",
+    "recipe": None,
+}
+"""What makes the networks of rows that say nothing else, whatever `params.yaml` says: the paper's,
+each with its own recipe. Also the values of a fresh `params.yaml`, so that DVC knows the runs."""
+
+SET_BY_TABLES = ("dataset", "seed", "variant", "encoder")
+"""What callers do not change: a row's label, and the paper's figures, are of its network alone."""
+
 OF_NETWORKS = ("I", "II")
 """Tables whose rows are networks: any other network may have a row there, too."""
 
@@ -61,6 +75,8 @@ class Entry(Frozen):
         key: of the row.
         label: of the row.
         dataset: name of the data set.
+        given: what the caller changes, and what else `params.yaml` says in place of the recipe and
+            the catalog, by key.
         cells: one for each seed.
     """
 
@@ -68,6 +84,7 @@ class Entry(Frozen):
     key: str
     label: str
     dataset: str
+    given: dict[str, Any]
     cells: tuple[Cell, ...]
 
 
@@ -146,6 +163,9 @@ def entries_of(
 ) -> list[Entry]:
     """The rows of a table on each data set, with a cell a seed.
 
+    Of `params.yaml` they take data, machine, and values of training that it has in place of the
+    recipes'; not what is in `NETWORK`.
+
     Args:
         name: of the table.
         datasets: names of data sets; those of the paper where none are given.
@@ -154,32 +174,36 @@ def entries_of(
         models: networks that have a row, too, where rows are networks.
 
     Raises:
-        ConfigError: parameters of a cell are impossible, or `changes` has what rows differ by.
+        ConfigError: parameters of a cell are impossible, or `changes` has what the table sets.
     """
     table = load_tables()[name]
     rows = {key: row_of(name, key) for key in row_keys(name, models)}
-    taken = {"dataset", "seed"}.union(*(row.changes for row in rows.values()))
+    taken = {*SET_BY_TABLES}.union(*(row.changes for row in rows.values()))
     for key in changes:
         if key in taken:
             raise ConfigError(
-                "is what the cells of the table differ by",
+                "is set by the table itself",
                 where=f"table {name}, {key}",
                 mend="leave it away, or make a sweep (python -m pipeline.sweep)",
             )
-    return [
-        Entry(
-            table=name,
-            key=key,
-            label=row.label,
-            dataset=dataset,
-            cells=tuple(
-                make_cell("table", values | {"dataset": dataset, "seed": seed}) for seed in seeds
-            ),
-        )
-        for dataset in datasets or table.datasets
-        for key, row in rows.items()
-        for values in [row.defaults | changes | row.changes]
-    ]
+    entries = []
+    for dataset in datasets or table.datasets:
+        for key, row in rows.items():
+            values = NETWORK | row.defaults | changes | row.changes | {"dataset": dataset}
+            cells = [make_cell("table", values | {"seed": seed}) for seed in seeds]
+            own = row.defaults | row.changes
+            given = {k: v for k, v in cells[0].settings.given.items() if k not in own} | changes
+            entries.append(
+                Entry(
+                    table=name,
+                    key=key,
+                    label=row.label,
+                    dataset=dataset,
+                    given=given,
+                    cells=tuple(cells),
+                )
+            )
+    return entries
 
 
 def paper_figures(name: Name, key: str) -> dict[str, dict[str, float]]:

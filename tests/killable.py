@@ -62,9 +62,12 @@ NAMES = {"os.rename", "os.remove", "os.link", "os.symlink", "os.mkdir", "os.rmdi
 MODEL = "data/folder/tiny/models/dsfer-net"
 
 TIMED = (f"{MODEL}/evaluation", f"{MODEL}/evaluation/metrics.json", f"{MODEL}/report.html")
-"""Outputs that say how many pairs per second there were."""
+"""Outputs that say how many pairs per second there were, and on which day."""
 
-RATE = re.compile(rb'"pairs_per_second": [0-9.]+|<strong>[0-9.,]+</strong> tile pairs per second')
+RATE = re.compile(
+    rb'"pairs_per_second": [0-9.]+|<strong>[0-9.,]+</strong> tile pairs per second'
+    rb'|"date": "[0-9-]+"|<time>[0-9-]+</time>'
+)
 
 
 @dataclass(frozen=True)

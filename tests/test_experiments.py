@@ -65,18 +65,18 @@ def test_what_failed_is_told_and_tried_again_when_the_same_is_started_again(
     told = "DVC's queue holds a failed run of large: disk: no room.\nit is taken away, and"
     printed, *tries = start()
     assert "2 of 2 experiments are through" in printed and "failed run" not in printed
-    assert tries == [1, 1] and finished().keys() == {"small"}
+    assert tries == [1, 1] and finished() == {"small"}
     assert failure("large") == "disk: no room." and failure("small") is None
 
     printed, *tries = start()
     assert told in printed and "1 of 1 experiments are through" in printed
-    assert tries == [1, 2] and finished().keys() == {"small"}
+    assert tries == [1, 2] and finished() == {"small"}
     assert dvc(project, "queue", "status").count("Failed") == 1
 
     (tmp_path / "room").touch()
     printed, *tries = start()
     assert told in printed and tries == [1, 3]
-    assert finished().keys() == {"small", "large"} and failure("large") is None
+    assert finished() == {"small", "large"} and failure("large") is None
 
 
 def test_what_a_worker_took_and_never_began_is_run(project, tmp_path):
@@ -89,7 +89,7 @@ def test_what_a_worker_took_and_never_began_is_run(project, tmp_path):
         assert (row["name"], row["status"]) == ("lost", "Running")
     run_queued({"lost": {"amount": 1}}, 1, stopped=lambda: False, check=lambda: None)
     assert (tmp_path / "tries").read_text() == "amount: 1\n"
-    assert finished().keys() == {"lost"}
+    assert finished() == {"lost"}
 
 
 SWEEP = """
@@ -150,7 +150,7 @@ def test_a_sweep_right_after_another_runs_in_its_own_environment(project, tmp_pa
         names = {f"on{gpu}": {"amount": amount}}
         run_queued(names, 1, stopped=lambda: False, check=lambda: None)
     assert (tmp_path / "gpus").read_text().split() == ["0", "1"]
-    assert finished().keys() == {"on0", "on1"}
+    assert finished() == {"on0", "on1"}
 
 
 @pytest.mark.slow
@@ -162,8 +162,8 @@ def test_what_somebody_else_has_started_goes_on(project, tmp_path, capfd):
     try:
         wait_for((tmp_path / "tries").exists)
         run_queued({"ours": {"amount": 1}}, 2, stopped=lambda: False, check=lambda: None)
-        assert finished().keys() == {"ours"}
+        assert finished() == {"ours"}
         assert "at other work" in capfd.readouterr().out
     finally:
         (tmp_path / "end").touch()
-    wait_for(lambda: finished().keys() == {"ours", "theirs"})
+    wait_for(lambda: finished() == {"ours", "theirs"})

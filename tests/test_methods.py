@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -75,7 +77,11 @@ def project(prepared, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("model", dsfer.list_models())
-def test_a_network_trains_and_is_evaluated_under_its_own_recipe(project, model, capsys):
+def test_a_network_trains_and_is_evaluated_under_its_own_recipe(
+    project, model, capsys, monkeypatch
+):
+    after_midnight = datetime(2026, 11, 24, 1, 30, tzinfo=timezone(timedelta(hours=2)))
+    monkeypatch.setattr(evaluate, "datetime", SimpleNamespace(now=after_midnight.astimezone))
     configure(project, model=model, **ADAPTED.get(model, {}))
     print_params()
     assert f"default of {model}" in capsys.readouterr().out
@@ -90,6 +96,7 @@ def test_a_network_trains_and_is_evaluated_under_its_own_recipe(project, model, 
     assert written["values"]["recipe"] == settings.recipe_name
     metrics = json.loads((out / "evaluation/metrics.json").read_text())
     assert metrics["model"] == model and metrics["recipe"] == settings.recipe_name
+    assert metrics["date"] == "2026-11-23"  # in UTC
     assert (metrics["variant"], metrics["encoder"]) == (settings.variant, settings.encoder)
     assert metrics["tiles"]["n"] == metrics["stitched"]["n"] == 1
     assert f"<dd>{model}" in (out / "report.html").read_text()

@@ -141,6 +141,18 @@ def test_parameters_stand_beside_those_that_the_paper_counts(
     assert told in words(page_of(tmp_path))
 
 
+def test_the_page_tells_the_day_of_scoring_and_the_device_of_training(tmp_path, run):
+    """What an older version scored tells neither."""
+    write_run(tmp_path, date="2026-11-24", device="cpu, 2 threads", trained_on="NVIDIA H200")
+    text = words(page_of(tmp_path))
+    assert "cpu, 2 threads, trained on NVIDIA H200 · scored 2026-11-24" in text
+    assert "seed 3, on NVIDIA H200; the weights" in text
+    assert "pairs per second on cpu, 2 threads" in text
+    _, _, page = run
+    assert "12,345 iterations · NVIDIA H200 Result" in words(page)
+    assert "seed 3, on NVIDIA H200; the weights" in words(page)
+
+
 def test_measures_without_a_value_show_a_dash(tmp_path):
     nothing = dict.fromkeys(["P", "R", "F1", "IoU", "F1_low", "F1_high"])
     write_run(tmp_path, tiles=nothing | {"OA": 100.0, "n": 4})

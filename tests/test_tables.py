@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,44 +15,38 @@ import torchvision
 from dsfer.errors import ConfigError, DataError
 from dsfer.figures import data_uri
 from dsfer.models import MODELS, Method, imagenet
-from pipeline import benchmark, cost, flows, sheets
+from pipeline import benchmark, cells, cost, flows, sheets
 from pipeline.benchmark import BenchmarkError, Plan, parse_changes, parse_seeds
 from pipeline.cost import Costs, cost_caption, cost_records
+from pipeline.frozen import read_yaml
 from pipeline.model import build_network
-from pipeline.params import current_settings
+from pipeline.params import change_params, current_settings
 from pipeline.published import load_published
 from pipeline.results import Metrics
 from pipeline.sensitivity import sensitivity_figure, write_plot
 from pipeline.sheets import records_of, score_caption, score_sheet
-from pipeline.tables import entries_of, load_tables, paper_figures, row_keys
+from pipeline.tables import NETWORK, entries_of, load_tables, paper_figures, row_keys
 from pipeline.typeset import html, latex, markdown, write_document
 from tests.made_up_run import random_tile, write_figures
 from tests.pages import addresses
+from tests.project import ROOT
 
-DAY = date(2026, 11, 24)
-
-
-@pytest.fixture(autouse=True)
-def no_commit(monkeypatch):
-    monkeypatch.setattr(sheets, "commit", lambda project: "abc1234")
-    monkeypatch.setattr(cost, "commit", lambda project: "abc1234")
+DAY, COMMIT = "2026-11-24", "abc1234"
 
 
 def scores(f1, **changes):
     measured = {"P": 80.0, "R": 70.0, "F1": f1, "OA": 98.5, "IoU": 60.0, "n": 64}
     return Metrics(
         dataset="demo", model="m", variant=None, recipe="modern", seed=0, split_hash="026d67e1be7f",
-        device="2 cores", iterations=60, best_step=40, parameters=2_329_886,
+        date=DAY, device="2 cores", iterations=60, best_step=40, parameters=2_329_886,
         parameters_counted=2_329_886, pairs_per_second=9.0,
         tiles=measured | {"F1_low": 1.0, "F1_high": 99.0}, stitched=None, stitched_note="",
         baseline={"P": 1, "R": 1, "F1": 1, "OA": 1, "IoU": 1, "threshold": 4},
     ).model_copy(update=changes)  # fmt: skip
 
 
-def records_for(entries, outcomes, **days):
-    """Records of rows, all cells of one day but for those named."""
-    days = dict.fromkeys(outcomes, DAY) | days
-    return pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes, days)])
+def records_for(entries, outcomes):
+    return pd.DataFrame([line for entry in entries for line in records_of(entry, outcomes)])
 
 
 def measured(name, dataset, outcome_of, seeds=(0, 1)):
@@ -68,7 +61,20 @@ def measured(name, dataset, outcome_of, seeds=(0, 1)):
 
 
 def sheet_of(records, seeds=(0, 1)):
-    return score_sheet(records, score_caption(records, seeds, {"iterations": 60}))
+    return score_sheet(records, score_caption(records, seeds, {"iterations": 60}, COMMIT))
+
+
+@pytest.fixture
+def edit_params(tmp_path, monkeypatch):
+    """Work in a folder whose params.yaml has other values, by which experiments are named."""
+
+    def edit(**values):
+        shutil.copy(ROOT / "params.yaml", tmp_path)
+        change_params(tmp_path / "params.yaml", values)
+        monkeypatch.chdir(tmp_path)
+
+    monkeypatch.setattr(cells, "experiment_name", lambda kind, _, values: json.dumps(values))
+    return edit
 
 
 def test_every_row_of_every_table_has_its_figures_and_possible_parameters():
@@ -147,6 +153,44 @@ def test_dsfer_net_has_the_papers_recipe_unless_the_caller_names_another():
     )  # fmt: skip
 
 
+def test_rows_are_their_labels_networks_whatever_was_left_in_params(edit_params):
+    names = [name for name, table in load_tables().items() if table.datasets]
+
+    def resolved():
+        entries = [entry for name in names for entry in entries_of(name, [], [0], {})]
+        return [cell.settings.resolved() for entry in entries for cell in entry.cells]
+
+    fresh = read_yaml(ROOT / "params.yaml")
+    assert {key: fresh[key] for key in NETWORK} == NETWORK  # or DVC would not know former runs
+    before = resolved()
+    edit_params(variant="base+cf", encoder="resnet18", hopfield_dim=None, hopfield_beta=2.0,
+                norm="channel", recipe="released")  # fmt: skip
+    assert resolved() == before
+
+
+def test_values_left_in_params_are_told(edit_params):
+    """In every row that does not set them itself, beside those of the caller."""
+    edit_params(lr=0.01, **{"lambda": 0.5}, iterations=9, tile_size=128)
+    plan = Plan(["I", "V"], ["levir-cd"], changes={"iterations": 60})
+    for name, entries in plan.entries().items():
+        told = f"tile_size: 128, {'lambda: 0.5, ' * (name == 'I')}lr: 0.01, iterations: 60"
+        outcomes = {entry.cells[0].name: scores(90.0) for entry in entries}
+        records = records_for(entries, outcomes)
+        assert set(records["given"]) == {told}
+        sheet = benchmark.sheets_of(records, entries[:1], outcomes, plan, COMMIT)[0]
+        assert f" Given by -S or params.yaml: {told}. 2 cores;" in sheet.caption
+
+
+def test_no_difference_is_given_for_networks_of_another_width():
+    entries = entries_of("III", ["levir-cd"], [0], {"width": 0.5, "pretrained": "none"})
+    records = records_for(entries, {entry.cells[0].name: scores(90.0) for entry in entries})
+    sheet = sheet_of(records, (0,))
+    assert sheet.frame.loc["Base+CF", "F1"].to_dict() == {
+        "ours": "90.00", "paper, other width": "90.05",
+    }  # fmt: skip
+    assert sheet.caption.endswith("Δ: ours less the paper's, of networks of its width alone.")
+
+
 def test_rows_of_different_recipes_say_which_is_theirs():
     """STANet failed, and trains for another time than the others."""
 
@@ -175,7 +219,7 @@ def test_the_caption_says_what_to_know_of_the_split():
         entries = entries_of("V", ["whu-cd"], [0], changes)
         outcomes = {entry.cells[0].name: scores(90.0) for entry in entries}
         records = records_for(entries, outcomes)
-        (sheet,) = benchmark.sheets_of(records, entries, outcomes, Plan(changes=changes))
+        (sheet,) = benchmark.sheets_of(records, entries, outcomes, Plan(changes=changes), COMMIT)
         assert sheet.caption.endswith(said)
         assert (("F1", "Δ") in sheet.frame) == ("split_seed" in changes)
 
@@ -228,15 +272,15 @@ def test_mean_and_spread_stand_beside_the_paper_and_the_difference():
 
 def test_the_day_is_that_of_the_measurement():
     """Seed 1 of BiT is of the next day; VcT has no result."""
-    entries = entries_of("I", ["levir-cd"], [0, 1], {})
-    cells = {(e.key, c.settings.params.seed): c.name for e in entries for c in e.cells}
-    outcomes = {
-        name: "not run" if key == "vct" else scores(90.0) for (key, _), name in cells.items()
-    }
-    records = records_for(entries, outcomes, **{cells["bit", 1]: DAY + timedelta(days=1)})
+
+    def outcome(key, seed):
+        later = {"date": "2026-11-25"} if (key, seed) == ("bit", 1) else {}
+        return "not run" if key == "vct" else scores(90.0, **later)
+
+    records = measured("I", "levir-cd", outcome)
     sheet = sheet_of(records)
     assert sheet.frame["measured on"].to_dict() == dict.fromkeys(
-        (entry.label for entry in entries), "2026-11-24"
+        (row.label for row in load_tables()["I"].rows.values()), "2026-11-24"
     ) | {"BiT": "2026-11-24 to 2026-11-25", "VcT": "—"}
     assert "2 cores; days as in the table; commit" in sheet.caption
     text = markdown("T", [sheet], None)
@@ -245,8 +289,22 @@ def test_the_day_is_that_of_the_measurement():
     assert records.groupby("key")["date"].first()[["bit", "vct"]].tolist() == [
         "2026-11-24 to 2026-11-25", "",
     ]  # fmt: skip
+    older = sheet_of(measured("I", "levir-cd", lambda *_: scores(90.0, date=None)))
+    assert "2 cores; day unknown; commit" in older.caption
     alike = sheet_of(measured("I", "levir-cd", lambda *_: scores(90.0)))
     assert "measured on" not in alike.frame and "; 2026-11-24; commit" in alike.caption
+
+
+def test_a_device_of_training_other_than_that_of_scoring_is_told():
+    for trained_on, told in [
+        ("2 cores", "2 cores; 2026"),
+        (None, "2 cores; 2026"),  # scored by an older version
+        ("NVIDIA H100", "2 cores, trained on NVIDIA H100; 2026"),
+    ]:
+        made = scores(90.0, trained_on=trained_on)
+        records = measured("III", "cdd", lambda *_, made=made: made)
+        assert set(records["device"]) == {told.partition(";")[0]}
+        assert f"iterations: 60. {told}" in sheet_of(records).caption
 
 
 def test_one_seed_has_no_spread():
@@ -332,7 +390,7 @@ def test_rows_of_other_splits_are_not_compared():
         e.cells[0].name: scores(50.0, split_hash=f"{i // 8}") for i, e in enumerate(entries)
     }
     records = records_for(entries, outcomes)
-    table, compared = benchmark.sheets_of(records, entries, outcomes, Plan())
+    table, compared = benchmark.sheets_of(records, entries, outcomes, Plan(), COMMIT)
     assert table.frame.loc["BiT", ("F1", "ours")] == "50.00"
     assert compared.frame.loc["all pairs", "Δ F1"] == "failed†"
     assert "scored on different splits: 0, 1" in compared.notes[0]
@@ -429,11 +487,15 @@ def test_pairs_of_methods_are_compared_over_pooled_seeds(monkeypatch):
 
 
 def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monkeypatch):
-    """Dsfer-Net is better than all others, BiT failed; VcT's counts are gone from the cache."""
-    ran, left_out = [], []
+    """Dsfer-Net is better than all others, BiT failed; VcT's counts are gone from the cache.
+
+    Amid all this the user commits.
+    """
+    ran, left_out, commits = [], [], ["abc1234"]
 
     def run_cells(cells, *_):
         ran.extend(cells)
+        commits.append("def5678")
 
     def read_counts(cell):
         if gone and cell.settings.params.model == "vct":
@@ -452,10 +514,11 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
 
     failed = {"bit"}
     monkeypatch.setattr(benchmark, "run_cells", run_cells)
+    monkeypatch.setattr(benchmark, "commit", lambda project: commits[-1])
     monkeypatch.setattr(
         benchmark,
         "finished",
-        lambda: {cell.name: DAY for cell in ran if cell.settings.params.model not in failed},
+        lambda: {cell.name for cell in ran if cell.settings.params.model not in failed},
     )
     monkeypatch.setattr(benchmark, "missing_reason", lambda cell: "failed: no room.")
     monkeypatch.setattr(benchmark, "read_metrics", f1)
@@ -471,6 +534,7 @@ def test_a_cell_that_failed_is_named_once_the_tables_are_written(tmp_path, monke
     assert set(table["protocol"].first()) == {"isolated tiles"}
     text = (tmp_path / "table-I.md").read_text()
     assert re.search(r"\| BiT +\| +failed† \|", text)
+    assert "commit abc1234" in text and "def5678" not in text
     assert re.search(r"\| VcT less Dsfer-Net +\| +−4\.29 \|.* yes \|", text)
     assert {path.name for path in tmp_path.iterdir()} == {
         "table-I.md", "table-I.tex", "table-I.html", "table-I.csv", "table-I-demo-significance.csv",
@@ -510,7 +574,7 @@ def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
     costs = Costs.model_validate(made_up_costs())
     rows = load_tables()["II"].rows
     records = pd.DataFrame([line for key in rows for line in cost_records("II", key, "", costs)])
-    sheet = score_sheet(records, cost_caption(records))
+    sheet = score_sheet(records, cost_caption(records, COMMIT))
     assert sheet.frame.loc["Dsfer-Net"].to_dict() == {
         ("Parameters, million", "ours"): "34.09",
         ("Parameters, million", "paper"): "34.08",
@@ -534,6 +598,7 @@ def test_costs_stand_beside_the_papers_scaled_to_its_tiles():
     assert of_bit["spread"].dropna().to_dict() == {
         "seconds": 16.0, "pairs/s": pytest.approx(0.07), "latency": 25.0,
     }  # fmt: skip
+    assert sheet.caption.endswith("Commit abc1234.")
 
 
 def test_the_time_of_every_encoder_stands_beside_its_scores():
@@ -547,7 +612,7 @@ def test_the_time_of_every_encoder_stands_beside_its_scores():
     costs = Costs.model_validate(made_up)
     lines = [line for e in entries for line in cost_records("IV", e.key, e.dataset, costs)]
     records = pd.DataFrame([*records.to_dict("records"), *lines])
-    (sheet,) = benchmark.sheets_of(records, entries, {}, Plan())
+    (sheet,) = benchmark.sheets_of(records, entries, {}, Plan(), COMMIT)
     heading = "Test loop, s per 2,048 pairs"
     assert sheet.frame[heading, "ours"].tolist() == ["1280.00", "1408.00", "1152.00"]
     assert sheet.frame[heading, "paper, A100"].tolist() == ["18.12", "57.08", "21.27"]
@@ -636,13 +701,9 @@ def test_a_network_that_fails_leaves_the_others_their_costs(tmp_path, monkeypatc
 def document(tmp_path_factory):
     """Folder with Table V in all formats, and its records."""
     folder = tmp_path_factory.mktemp("tables")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sheets, "commit", lambda project: "abc1234")
-        records = measured(
-            "V", "levir-cd", lambda key, seed: scores(90.0 + seed + float(key) / 100)
-        )
-        write_plot(folder, "table-V", records)
-        write_document(folder, "table-V", "Table V", [sheet_of(records)], "table-V")
+    records = measured("V", "levir-cd", lambda key, seed: scores(90.0 + seed + float(key) / 100))
+    write_plot(folder, "table-V", records)
+    write_document(folder, "table-V", "Table V", [sheet_of(records)], "table-V")
     return folder, records
 
 
@@ -715,8 +776,10 @@ def test_bad_input_is_named():
         (Plan(names=[]), "tables: none is given"),
         (Plan(seeds=[]), "seeds: [] does not name one or more seeds, each once"),
         (Plan(seeds=[0, 1, 0]), "seeds: [0, 1, 0] does not name one or more seeds, each once"),
-        (Plan(names=["V"], changes={"lambda": 1}), "table V, lambda: is what the cells"),
-        (Plan(names=["I"], changes={"seed": 1}), "table I, seed: is what the cells"),
+        (Plan(names=["V"], changes={"lambda": 1}), "table V, lambda: is set by the table"),
+        (Plan(names=["I"], changes={"seed": 1}), "table I, seed: is set by the table"),
+        (Plan(names=["V"], changes={"encoder": "resnet18"}), "table V, encoder: is set by the"),
+        (Plan(names=["IV"], changes={"variant": "base+cf"}), "table IV, variant: is set by the"),
         (Plan(names=["V"], changes={"lr": -1}), "lr: Input should be greater than 0"),
         (Plan(names=["V"], changes={"iteratons": 1}), "perhaps you mean 'iterations'"),
         (Plan(names=["V"], datasets=["lever-cd"]), "perhaps you mean 'levir-cd'"),

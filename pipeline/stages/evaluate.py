@@ -1,5 +1,6 @@
 """Evaluate the trained network on the test split, in both protocols."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def main() -> None:
                 "recipe": metadata.about["recipe"],
                 "seed": seed,
                 "split_hash": test.split_hash,
+                "date": datetime.now(UTC).date().isoformat(),
                 "device": describe_device(inference.device),
                 "trained_on": metadata.about["trained_on"],
                 "iterations": metadata.about["iterations"],

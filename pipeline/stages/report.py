@@ -20,7 +20,7 @@ def final_table(results: Results) -> Table:
     title = (
         f"{metrics.model} on {metrics.dataset}, split {metrics.split_hash}\n"
         f"recipe {metrics.recipe}, seed {metrics.seed}, {metrics.iterations:,} iterations, "
-        f"{metrics.device}"
+        f"{metrics.devices}"
     )
     # Narrow enough for the 80 columns that a log or a pipe has.
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
