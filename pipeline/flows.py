@@ -42,7 +42,7 @@ from dsfer.files import read_json
 from pipeline.artifacts import publish
 from pipeline.benchmark import OUT, Plan
 from pipeline.commands import Command, CommandError
-from pipeline.frozen import read_yaml
+from pipeline.frozen import Place, read_yaml
 from pipeline.guard import QUEUE_GRACE
 from pipeline.params import Seed, Value, current_settings, parameter_types
 from pipeline.sweep import Grid, check_grid
@@ -337,7 +337,7 @@ def benchmark(
     jobs: Jobs = 1,
     pairs: Pairs | None = None,
     models: tuple[str, ...] = (),
-    out: str = str(OUT),
+    out: Place = str(OUT),
 ) -> None:
     """Tables of the paper, our figures beside its own, as experiments in DVC's queue.
 
