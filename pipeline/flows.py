@@ -68,6 +68,9 @@ SECONDS_BETWEEN_UPDATES = 5.0
 SECONDS_BETWEEN_LOOKS = 1.0
 """How often a flow run looks whether its worker lives."""
 
+SECONDS_TO_END = 30.0
+"""What a flow run has between being told to end and being killed: as much as a worker gives it."""
+
 
 def declared_stages(project: Path = PROJECT) -> dict[str, dict[str, Any]]:
     """The stages of `dvc.yaml` by their names, in their order there."""
@@ -411,12 +414,17 @@ def end_with_worker() -> Iterator[None]:
 
 
 def _watch_worker(parent: int, over: threading.Event) -> None:
-    """Tell this process to end once its parent is another one, or is no worker to begin with."""
+    """Tell this process to end once its parent is another one, or is no worker to begin with.
+
+    One that does not, as it is in the midst of mapping a pair, is killed.
+    """
     lost = not _is_worker(parent)
     while not lost and not over.wait(SECONDS_BETWEEN_LOOKS):
         lost = os.getppid() != parent
     if lost:
         os.kill(os.getpid(), signal.SIGTERM)
+        if not over.wait(SECONDS_TO_END):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _is_worker(parent: int) -> bool:
