@@ -6,13 +6,14 @@ from pickle import UnpicklingError
 
 from upath import UPath
 
-_USER = re.compile(r"(?<=://)[^/\s'\"]*@")
-_QUERY = re.compile(r"(://[^?\s'\"]*\?)(?!\.\.\.)[^\s'\"]+")
+# A path made of an address has lost a slash of `://`, and a password may have slashes in it.
+_USER = re.compile(r"(:/+)([^/:\s'\"]*:(?!\d+/)[^\s'\"]*@|[^/\s'\"]*@)")
+_QUERY = re.compile(r"(:/+[^?\s'\"]*\?)(?!\.\.\.)[^\s'\"]+")
 
 
 def without_user(text: str) -> str:
     """A text whose addresses name no user and no password: `https://host/x?sig=y`."""
-    return _USER.sub("", text)
+    return _USER.sub(r"\1", text)
 
 
 def without_secrets(text: str) -> str:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -68,6 +69,8 @@ class Command:
     ) -> None:
         """Close the guard's input, on which it ends the command if that still runs."""
         self._input.close()
+        # Once the pipe is full, the command would wait for a reader instead of saving its state.
+        threading.Thread(target=self._drain, daemon=True).start()
         try:
             status = self._process.wait(self._grace + 1)
         except subprocess.TimeoutExpired:
@@ -75,6 +78,11 @@ class Command:
             status = self._process.wait()
         if status < 0:
             kill_session(self._process.pid)  # its guard was killed and could not
+
+    def _drain(self) -> None:
+        """Read what nobody wants any more until all who could write have ended."""
+        while os.read(self._output.fileno(), 2**16):
+            pass
         self._output.close()
 
     def lines(self) -> Iterator[str]:

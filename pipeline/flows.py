@@ -42,7 +42,7 @@ from dsfer.files import read_json
 from pipeline.artifacts import publish
 from pipeline.benchmark import OUT, Plan
 from pipeline.commands import Command, CommandError
-from pipeline.frozen import read_yaml
+from pipeline.frozen import Place, read_yaml
 from pipeline.guard import QUEUE_GRACE
 from pipeline.params import Seed, Value, current_settings, parameter_types
 from pipeline.sweep import Grid, check_grid
@@ -67,6 +67,9 @@ SECONDS_BETWEEN_UPDATES = 5.0
 
 SECONDS_BETWEEN_LOOKS = 1.0
 """How often a flow run looks whether its worker lives."""
+
+SECONDS_TO_END = 30.0
+"""What a flow run has between being told to end and being killed: as much as a worker gives it."""
 
 
 def declared_stages(project: Path = PROJECT) -> dict[str, dict[str, Any]]:
@@ -337,7 +340,7 @@ def benchmark(
     jobs: Jobs = 1,
     pairs: Pairs | None = None,
     models: tuple[str, ...] = (),
-    out: str = str(OUT),
+    out: Place = str(OUT),
 ) -> None:
     """Tables of the paper, our figures beside its own, as experiments in DVC's queue.
 
@@ -411,12 +414,17 @@ def end_with_worker() -> Iterator[None]:
 
 
 def _watch_worker(parent: int, over: threading.Event) -> None:
-    """Tell this process to end once its parent is another one, or is no worker to begin with."""
+    """Tell this process to end once its parent is another one, or is no worker to begin with.
+
+    One that does not, as it is in the midst of mapping a pair, is killed.
+    """
     lost = not _is_worker(parent)
     while not lost and not over.wait(SECONDS_BETWEEN_LOOKS):
         lost = os.getppid() != parent
     if lost:
         os.kill(os.getpid(), signal.SIGTERM)
+        if not over.wait(SECONDS_TO_END):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _is_worker(parent: int) -> bool:

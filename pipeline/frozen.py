@@ -3,14 +3,33 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema, model_validator
 from ruamel.yaml import YAML
 
 from dsfer.errors import ConfigError, first_line
 
 Model = TypeVar("Model", bound=BaseModel)
+
+SECRETS = r"(\w*)://([^/]*(:.*)?@|.*\?)"
+"""What a URL has that holds credentials: a name before the host, a password even with slashes in
+it, or a query. Paths of files may have the same characters, but no `://`."""
+
+NO_SECRETS: dict[str, Any] = {
+    "not": {
+        "description": "credentials in a URL: they come from the environment alone",
+        "type": "string",
+        "pattern": SECRETS,
+    }
+}
+"""JSON schema by which Prefect's server refuses such a URL before it keeps anything.
+
+To pydantic it is no constraint: its messages would repeat the value.
+"""
+
+Place = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1} | NO_SECRETS)]
+"""A path, or an address without credentials."""
 
 
 class Frozen(BaseModel):

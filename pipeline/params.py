@@ -27,7 +27,7 @@ from pipeline.catalog import (
     Release,
     catalog_entry,
 )
-from pipeline.frozen import Frozen, did_you_mean, parse, read_yaml
+from pipeline.frozen import NO_SECRETS, SECRETS, Frozen, Place, did_you_mean, parse, read_yaml
 from pipeline.recipes import RECIPE_KEYS, Recipe, default_recipe, resolve_recipe
 
 PARAMS = Path("params.yaml")
@@ -47,28 +47,11 @@ FROM_SCRATCH = ("changeformer", "fc-ef-res", "fc-siam-conc", "transformer")
 STORES = ("s3", "gs", "az")
 """Kinds of object stores that shards may be kept in."""
 
-SECRETS = r"(\w*)://([^/]*(:.*)?@|.*\?)"
-"""What a URL has that holds credentials: a name before the host, a password even with slashes in
-it, or a query. Paths of files may have the same characters, but no `://`."""
-
-NO_SECRETS: dict[str, Any] = {
-    "not": {
-        "description": "credentials in a URL: they come from the environment alone",
-        "type": "string",
-        "pattern": SECRETS,
-    }
-}
-"""JSON schema by which Prefect's server refuses such a URL before it keeps anything.
-
-To pydantic it is no constraint: its messages would repeat the value.
-"""
-
 Band = Annotated[int, Field(ge=1)]
 Part = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Workers = Annotated[int, Field(ge=1)]
 Drawn = Annotated[str, Field(pattern=r"^[^@]+(@\d+,\d+)?$")]
-Place = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1} | NO_SECRETS)]
 Value = Annotated[Any, WithJsonSchema(NO_SECRETS)]
 """What somebody wants a parameter to be, whichever it is; it is checked with all the others."""
 

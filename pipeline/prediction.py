@@ -34,6 +34,8 @@ from dsfer.mapping.work import local_folder
 from pipeline.artifacts import thumbnail
 from pipeline.cluster import RETRIES, may_pass, scheduler
 from pipeline.flows import end_with_worker
+from pipeline.frozen import Place
+from pipeline.params import Scheduler, Workers
 
 PICTURE_HEIGHT = 400
 """Pixels of a preview in Prefect's pages."""
@@ -41,10 +43,10 @@ PICTURE_HEIGHT = 400
 
 @flow(name="predict")
 def predict(
-    pairs: str,
-    weights: str,
-    out: str,
-    cluster: int | str | None = None,
+    pairs: Place,
+    weights: Place,
+    out: Place,
+    cluster: Workers | Scheduler | None = None,
     reading: Reading = AS_IT_IS,
     options: MapOptions = DEFAULTS,
     label_rule: str = "binary255",

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from dsfer.errors import ConfigError
-from pipeline.frozen import Frozen, did_you_mean, parse, read_sections
+from pipeline.frozen import Frozen, Place, did_you_mean, parse, read_sections
 
 RECIPES = Path(__file__).with_name("recipes.yaml")
 
@@ -72,7 +72,7 @@ class Recipe(Frozen):
     precision: Literal["float32", "bf16"]
     validate_every: int = Field(ge=1)
     width: float = Field(gt=0, le=4)
-    pretrained: str = Field(min_length=1)
+    pretrained: Place = Field(min_length=1)
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:

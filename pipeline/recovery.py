@@ -50,8 +50,8 @@ Experiments that run at the same time share the cache; what they write is second
 """
 
 LEFT_BEHIND = 0.5
-"""Seconds that an entry of the run cache stays unfinished only if its process is dead: a living one
-needs milliseconds for it."""
+"""Seconds that an entry of the run cache stays unfinished, as it is, only if its process is dead: a
+living one needs milliseconds for it."""
 
 
 def recover(root: Path) -> None:
@@ -163,11 +163,11 @@ def _readable(lockfile: Lockfile) -> bool:
 
 def _mend_cache(repo: Repo) -> None:
     runs, cache = Path(repo.stage_cache.cache_dir), Path(repo.cache.local.path)
-    unfinished = list(runs.glob("*/*/*.tmp"))
+    unfinished = {path: _written(path) for path in runs.glob("*/*/*.tmp")}
     empty = [path for path in runs.glob("*/*") if path.is_dir() and not any(path.iterdir())]
     if unfinished or empty:
         time.sleep(LEFT_BEHIND)
-    _remove(unfinished)
+    _remove([path for path, before in unfinished.items() if _written(path) == before])
     for entry in (*empty, *{path.parent for path in unfinished}):
         with suppress(OSError):  # another has removed it, or filled it after all
             entry.rmdir()
@@ -183,6 +183,15 @@ def _remove_temporary(data: Path) -> None:
 
 def _is_temporary(path: Path) -> bool:
     return TEMPORARY.fullmatch(path.name) is not None
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file by which another try sees whether somebody writes it."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:  # another has removed it, or finished it
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _is_older(path: Path, seconds: float) -> bool:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -34,7 +35,7 @@ from ruamel.yaml import YAML
 from dsfer.errors import ConfigError
 from dsfer.files import read_json
 from dsfer.processes import process_mark
-from pipeline import operate
+from pipeline import flows, operate
 from pipeline.cells import Cell, read_metrics
 from pipeline.cluster import RETRIES
 from pipeline.comparison import draw_plates
@@ -260,6 +261,22 @@ def test_experiments_do_not_share_a_gpu(monkeypatch):
         check_jobs(2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     check_jobs(2)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_run_without_its_worker_that_does_not_end_is_killed(monkeypatch, ends):
+    monkeypatch.setattr(flows, "SECONDS_TO_END", 0.01)
+    over, sent = threading.Event(), []
+
+    def kill(pid: int, number: int) -> None:
+        assert pid == os.getpid()
+        sent.append(number)
+        if ends:
+            over.set()
+
+    monkeypatch.setattr(os, "kill", kill)
+    flows._watch_worker(1, over)
+    assert sent == [signal.SIGTERM] + [signal.SIGKILL] * (not ends)
 
 
 def test_a_second_start_is_refused_and_lost_runs_are_settled(operation, monkeypatch):

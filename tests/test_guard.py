@@ -58,6 +58,17 @@ def test_the_end_of_the_block_interrupts_the_command(tmp_path):
     assert (tmp_path / "saved").exists()
 
 
+def test_a_command_that_says_much_while_it_stops_has_the_time_to_save(tmp_path):
+    code = (
+        "import pathlib, time\n"
+        "try:\n    print('up', flush=True); time.sleep(100)\n"
+        "except KeyboardInterrupt: print('x' * 2**20); pathlib.Path('saved').touch()\n"
+    )
+    with command(tmp_path, code) as running:
+        assert next(running.lines()) == "up"
+    assert (tmp_path / "saved").exists()
+
+
 def test_what_a_command_leaves_behind_is_killed(tmp_path):
     code = f"import subprocess; print(subprocess.Popen({SLEEPER}).pid)"
     with command(tmp_path, code) as running:

@@ -15,6 +15,7 @@ from dsfer.errors import ConfigError
 from dsfer.files import write_json
 from dsfer.processes import process_mark
 from pipeline import operate
+from tests.project import ROOT
 from tests.waiting import wait_for
 
 
@@ -101,6 +102,21 @@ def test_a_worker_sees_one_of_the_gpus_that_make_up_sees(home, monkeypatch, caps
     workers = [call.args[0] for call in process.call_args_list[2:]]
     assert workers == [f"worker-gpu{name}" for name in names]
     assert ("runs of …/gpu wait" in capsys.readouterr().out) == (count == 0)
+
+
+def test_runs_of_a_worker_wait_as_long_as_the_project_says_before_another_try():
+    code = (
+        "import os\n"
+        "from prefect.settings import Settings, get_current_settings\n"
+        "os.environ |= get_current_settings().to_environment_variables(exclude_unset=True)\n"
+        "print(Settings().tasks.default_retry_delay_seconds)"
+    )
+    name = "PREFECT_TASKS_DEFAULT_RETRY_DELAY_SECONDS"
+    kept = {key: value for key, value in os.environ.items() if key != name}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=kept, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[10.0, 30.0, 300.0]\n"
 
 
 @pytest.mark.parametrize("port", ["0", "-1", "65536"])

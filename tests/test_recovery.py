@@ -76,14 +76,23 @@ def test_unfinished_entries_of_the_run_cache_go(project, monkeypatch, mend):
     being_written = finished.with_name(".BbcdefghijklmnopqrstUv.tmp")
     being_written.parent.mkdir(parents=True)
     being_written.write_text(LOCK)
-    # Who lives finishes its entry while the others are waited for.
-    monkeypatch.setattr("pipeline.recovery.time.sleep", lambda _: being_written.rename(finished))
+    growing = runs / "ae/aee/.CbcdefghijklmnopqrstUv.tmp"
+    growing.parent.mkdir(parents=True)
+    growing.touch()
+
+    def work(_seconds: float) -> None:
+        """Who lives finishes its entry, or is slow, while the others are waited for."""
+        being_written.rename(finished)
+        growing.write_text(LOCK)
+
+    monkeypatch.setattr("pipeline.recovery.time.sleep", work)
     mend(project)
     assert sorted(path for path in runs.glob("*/*") if path.is_dir()) == [
         kept.parent,
         finished.parent,
+        growing.parent,
     ]
-    assert list(runs.glob("*/*/*")) in ([kept, finished], [finished, kept])
+    assert sorted(runs.glob("*/*/*")) == [kept, finished, growing]
 
 
 def test_temporary_files_of_the_dead_go(project, monkeypatch):

@@ -4,15 +4,17 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prefect.utilities.schema_tools.validation import is_valid
 from ruamel.yaml import YAML
 
-from dsfer.errors import ConfigError
+from dsfer.errors import ConfigError, DataError
 from pipeline import flows
 from pipeline.catalog import Archive
 from pipeline.frozen import parse
+from pipeline.prediction import predict
 from tests.project import ROOT, SECRETS, STAGES, STORED, dvc
 
 UNSAFE = re.compile(
@@ -108,13 +110,42 @@ def test_a_password_in_a_mirror_is_refused_and_not_repeated():
 )
 def test_prefect_keeps_no_credentials_of_a_url(value, kept):
     """Its server checks parameters by these schemas before it makes a run of them."""
+    whole = {"pairs": "pairs.csv", "weights": "weights.safetensors", "out": "maps"}
     for flow, parameters in (
         (flows.pipeline, {"source": value}),
         (flows.stage, {"name": "train", "shards": value}),
         (flows.sweep, {"grid": {"source": ["/data", value]}}),
         (flows.benchmark, {"changes": {"shards": value}}),
+        (flows.benchmark, {"out": value}),
+        (flows.pipeline, {"pretrained": value}),
+        *((predict, whole | {name: value}) for name in whole),
     ):
         assert is_valid(parameters, flow.parameters.model_dump()) == kept, flow.name
+
+
+def test_prefect_keeps_no_credentials_of_a_scheduler():
+    given = {"pairs": "pairs.csv", "weights": "weights.safetensors", "out": "maps"}
+    schema = predict.parameters.model_dump()
+    for cluster, kept in ((None, True), (2, True), ("tcp://host:8786", True),
+                          ("tcp://me:topsecret@host:8786", False)):  # fmt: skip
+        assert is_valid(given | {"cluster": cluster}, schema) == kept
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("s3://key:topsecret@bucket/x", "s3://bucket/x"),
+        ("s3://key:top/secret@bucket/x", "s3://bucket/x"),
+        ("https://host:80/x@2?sig=topsecret", "https://host:80/x@2?..."),
+        ("/data/a@b:c?d", "/data/a@b:c?d"),
+    ],
+)
+def test_errors_show_no_credentials_of_a_url(address, shown):
+    """Not even of one that became a path, which loses a slash."""
+    said = str(DataError(f"no {address}", where=address))
+    assert said == f"{shown}: no {shown}."
+    path = Path(address)
+    assert str(DataError(f"no {path}", where=path)) == said.replace("://", ":/")
 
 
 @pytest.mark.xdist_group("dvc")
