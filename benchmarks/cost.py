@@ -130,8 +130,9 @@ def each(names: Iterable[str], do: Callable[[str], T], failed: dict[str, str]) -
             done[name] = do(name)
         except Exception as error:  # somebody's own network raises whatever it likes
             traceback.print_exc()
-            ours = isinstance(error, DsferError)
-            said = error.problem if ours else f"{type(error).__name__}: {first_line(error)}"
+            said = f"{type(error).__name__}: {first_line(error)}"
+            if isinstance(error, DsferError):
+                said = error.problem
             failed[name] = said.rstrip(".")
     if not done:
         reasons = "; ".join(f"{name}: {said}" for name, said in failed.items())

@@ -159,11 +159,12 @@ class Report:
         """Show what belongs to no comparison.
 
         Args:
-            rows: a line for each, a column for each key.
+            rows: a line for each, a column for each key; lists and the like are in the JSON alone.
             failed: what has no line, and why.
         """
-        table = Table(*rows[0], box=box.MARKDOWN)
-        for row in rows:
+        shown = [{k: v for k, v in r.items() if not isinstance(v, list | dict)} for r in rows]
+        table = Table(*shown[0], box=box.MARKDOWN)
+        for row in shown:
             table.add_row(*(_figures(v) if isinstance(v, float) else str(v) for v in row.values()))
         self._console.print()
         self._console.print(table)
