@@ -37,6 +37,9 @@ DATA = "data"
 KEPT = Path(".dvc/tmp/flows/params.yaml")
 """`params.yaml` as it was before a sweep or benchmark had DVC queue experiments, while it does."""
 
+REPLACED = KEPT.with_suffix(".replaced.yaml")
+"""What `KEPT` took the place of."""
+
 ARGUMENTS = ".dvc/tmp/repro.dat"
 """What DVC adds to git's index, besides `params.yaml`, while it queues an experiment."""
 
@@ -226,10 +229,15 @@ def _forget_experiment(git: Git, *, killed: bool) -> None:
 
 
 def _restore_params(root: Path) -> None:
-    write_bytes(root / PARAMS, (root / KEPT).read_bytes())
+    if (found := (root / PARAMS).read_bytes()) != (root / KEPT).read_bytes():
+        write_bytes(root / REPLACED, found)  # perhaps edited since the kill
+        write_bytes(root / PARAMS, (root / KEPT).read_bytes())
+        log.warning(
+            "a kill had left an experiment's values in %s: the former are back, and what was there "
+            "is in %s", PARAMS, REPLACED,
+        )  # fmt: skip
     _git(root, "reset", "--quiet", "--", str(PARAMS), ARGUMENTS)
     (root / KEPT).unlink()
-    log.warning("a kill had left an experiment's values in %s: the former are back", PARAMS)
 
 
 def _git(folder: Path, *arguments: str) -> str:

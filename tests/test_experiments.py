@@ -131,6 +131,7 @@ def test_a_sweep_that_is_killed_itself_goes_on(project, tmp_path):
         wait_for(begun)
         sweep.kill()
     assert params.read_text() == "amount: 0\n"
+    assert (project / ".dvc/tmp/flows/params.replaced.yaml").read_text() == "amount: 1\n"
     assert begun() == ["amount:", "5"]  # and it still runs
 
     with start() as sweep:
@@ -138,7 +139,7 @@ def test_a_sweep_that_is_killed_itself_goes_on(project, tmp_path):
         (tmp_path / "end").touch()
     assert sweep.returncode == 0
     assert begun() == ["amount:", "5"] * 2 + ["amount:", "1"]
-    assert finished().keys() == {"long", "short"}
+    assert finished() == {"long", "short"}
     assert not {"Queued", "Running"} & set(dvc(project, "queue", "status").split())
     assert run(project, "git", "status", "--short", "--branch") == "## main\n"
 
