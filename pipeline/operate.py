@@ -25,6 +25,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import State, StateType
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
@@ -77,7 +78,7 @@ def up() -> None:
     try:
         _wait_until_healthy(_start("server", "server", "start"))
         gpus = visible_gpus()
-        _create_pools({"cpu": None, "gpu": max(len(gpus), 1)})
+        create_pools("cpu", "gpu")
         _register_deployments()
         settle_lost_runs()
         # The GPUs are the other pool's: this worker's runs do not see them.
@@ -174,15 +175,14 @@ def _start(name: str, *arguments: str, **extra: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def _create_pools(limits: dict[str, int | None]) -> None:
-    """Create work pools, or update those of an earlier start, with how many runs each may start."""
+def create_pools(*names: str) -> None:
+    """Create work pools; those of an earlier start stay as somebody may have set them."""
     template = ProcessWorker.get_default_base_job_template()
     with _client() as client:
-        for name, limit in limits.items():
-            pool = WorkPoolCreate(
-                name=name, type="process", base_job_template=template, concurrency_limit=limit
-            )
-            client.create_work_pool(pool, overwrite=True)
+        for name in names:
+            pool = WorkPoolCreate(name=name, type="process", base_job_template=template)
+            with suppress(ObjectAlreadyExists):
+                client.create_work_pool(pool)
 
 
 def _register_deployments() -> None:
@@ -201,7 +201,7 @@ def _register_deployments() -> None:
 def settle_lost_runs() -> None:
     """Say of flow runs that they crashed with their worker; none of this machine's is alive.
 
-    They would hold their place in the GPU pool for ever.
+    They would look as if under way for ever, and hold their place in a pool that has a limit.
     """
     open_ = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
     chosen = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_)))

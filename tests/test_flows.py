@@ -20,6 +20,7 @@ import pytest
 import torch
 from dvc.api import DVCFileSystem
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterKey,
@@ -236,11 +237,13 @@ def check_unknown(project: Path, secret: str) -> None:
     assert not [name for name, content in held.items() if secret.encode() in content]
 
 
-def test_pools_start_one_run_per_gpu_and_schedules_are_off(operation):
-    pools = {pool.name: pool for pool in operation.client.read_work_pools()}
-    gpus = torch.cuda.device_count()
-    assert pools["cpu"].concurrency_limit is None
-    assert pools["gpu"].concurrency_limit == max(gpus, 1)
+def test_pools_stay_as_they_were_set_and_schedules_are_off(operation, monkeypatch):
+    limit = WorkPoolUpdate(concurrency_limit=5)  # workers have their own: one run on each GPU
+    operation.client.update_work_pool("gpu", limit)
+    monkeypatch.setattr(operate, "API", str(operation.client.api_url))
+    operate.create_pools("cpu", "gpu")
+    pools = {pool.name: pool.concurrency_limit for pool in operation.client.read_work_pools()}
+    assert pools == {"cpu": None, "gpu": 5}
     deployments = operation.client.read_deployments()
     assert {(found.name, found.work_pool_name) for found in deployments} == {
         ("local", "cpu"), ("gpu", "gpu"),

@@ -92,10 +92,10 @@ def test_a_worker_sees_one_of_the_gpus_that_make_up_sees(home, monkeypatch, caps
     for name in ("_wait_until_healthy", "_register_deployments", "settle_lost_runs"):
         monkeypatch.setattr(operate, name, Mock())
     monkeypatch.setattr(operate, "check_port", Mock())
-    monkeypatch.setattr(operate, "_create_pools", pools := Mock())
+    monkeypatch.setattr(operate, "create_pools", pools := Mock())
     monkeypatch.setattr(operate, "_start", process := Mock())
     operate.up()
-    pools.assert_called_once_with({"cpu": None, "gpu": max(count, 1)})
+    pools.assert_called_once_with("cpu", "gpu")
     seen = [call.kwargs.get("CUDA_VISIBLE_DEVICES") for call in process.call_args_list]
     names = (visible or "0,1").split(",") if count else []
     assert seen == [None, "", *names]  # of the server, the CPU pool's worker, and the others
