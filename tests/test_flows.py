@@ -128,12 +128,12 @@ def operation(project: Path) -> Iterator[Operation]:
             assert server is not None and process_mark(server.pid) is None
 
 
-def running(project: Path, program: str) -> list[psutil.Process]:
-    """Processes that run a program in this project or in a copy of it."""
+def running(project: Path, program: str | None = None) -> list[psutil.Process]:
+    """Processes that run a program, or any, in this project or in a copy of it."""
     found = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
         command, folder = process.info["cmdline"] or [], process.info["cwd"] or ""
-        if program in command and Path(folder).is_relative_to(project):
+        if (program is None or program in command) and Path(folder).is_relative_to(project):
             found.append(process)
     return found
 
@@ -514,18 +514,26 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
     params.update({"iterations": 100_000, "processes": 2})
     yaml.dump(params, project / "params.yaml")
     commit(project, "long")
+    others = set(running(project))  # the server and its worker
+
+    def ended() -> bool:
+        """Neither training nor a flow run, DVC, guard or witness is left."""
+        return set(running(project)) <= others
+
     try:
         first = operation.start("stage/local", name="train")
         saved_state(project)
         second = operation.start("stage/local", name="report")
         assert operation.finish(second) == "Failed"
-        assert f"flow run '{first.name}' (process" in operation.message(second)
+        said = operation.message(second)
+        assert f"flow run '{first.name}' (process" in said, operation.log(first)
 
         sessions = {os.getsid(process.pid) for process in training(project)}
         assert len(sessions) == 3  # of their launcher, too
         operation.client.set_flow_run_state(first.id, Cancelling())
         wait_for(lambda: not training(project), 10)
         assert operation.finish(first) == "Cancelled"
+        wait_for(ended, 60)
         params["processes"] = 1
         yaml.dump(params, project / "params.yaml")
 
@@ -539,6 +547,7 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
             wait_for(lambda: not training(project), 60)
             assert operation.finish(later) == "Crashed"
             assert wait_for(lambda worker=worker: not worker.is_running())
+            wait_for(ended, 60)
             operation.start_worker()
     finally:
         run(project, "git", "reset", "--quiet", "--hard", "HEAD~1")
