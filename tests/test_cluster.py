@@ -40,7 +40,7 @@ from dsfer.errors import (
     NoStoreError,
     StoreError,
 )
-from dsfer.mapping.pairs import list_pairs, map_pairs
+from dsfer.mapping.pairs import list_pairs, map_pair, map_pairs
 from dsfer.mapping.predict import MapOptions
 from dsfer.weights import Metadata, save_weights
 from pipeline import cluster, prediction
@@ -323,6 +323,24 @@ def test_a_pair_whose_worker_is_killed_is_mapped_by_another(mapped, scheduler):
     map_pairs(list_pairs(mapped), network, mapped / "one")
     there, one = (read(mapped / out / "large/probability.tif") for out in ("maps", "one"))
     np.testing.assert_allclose(there, one, rtol=0, atol=1e-5)
+
+
+def test_a_pair_that_was_out_of_reach_is_mapped_at_the_next_try(mapped, server, monkeypatch):
+    tries = []
+
+    def flaky(pair, *given, **how):
+        tries.append(pair.id)
+        if tries == ["good"]:
+            raise DataError("cannot be opened", where="https://host/good1.tif")
+        return map_pair(pair, *given, **how)
+
+    monkeypatch.setattr(prediction, "map_pair", flaky)
+    monkeypatch.setattr(prediction.map_listed, "retry_delay_seconds", 0)
+    given = {name: str(mapped / name) for name in ("pairs.csv", "weights.safetensors", "maps")}
+    with pytest.raises(DataError, match=r"1 of 3 pairs failed: broken\."):
+        prediction.predict(*given.values())
+    assert tries == ["good", "good", "broken", "Fine_2"]
+    assert (mapped / "maps/good/summary.json").is_file()
 
 
 def test_work_is_tried_again_where_its_error_may_pass():

@@ -4,15 +4,20 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import dsfer
@@ -23,7 +28,7 @@ from dsfer.mapping.pair import Reading
 from dsfer.mapping.pairs import ListedPair, list_pairs, map_pair, map_pairs
 from dsfer.mapping.predict import MapOptions
 from dsfer.weights import Metadata, save_weights
-from tests.test_mapping import scenes, write
+from tests.test_mapping import detector, read, scenes, write
 
 
 def test_a_folder_a_table_and_a_list_of_items_name_the_same_pairs(tmp_path):
@@ -212,3 +217,25 @@ def test_an_error_that_nobody_foresaw_stops_no_other_pair(listed, monkeypatch, c
     monkeypatch.setattr(pairs, "predict_raster", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         map_pairs(list_pairs(listed), network, listed / "other")
+
+
+@settings(max_examples=4, deadline=None)
+@given(workers=st.integers(2, 4), order=st.permutations(range(4)))
+def test_maps_depend_on_no_number_of_workers_and_no_order(tmp_path_factory, workers, order):
+    folder = tmp_path_factory.mktemp("maps")
+    listed = []
+    for name in range(4):
+        images = np.random.default_rng(name).integers(0, 256, (2, 30 + name, 40, 3), np.uint8)
+        t1, t2 = (write(folder / f"{name}_{i}.tif", image) for i, image in enumerate(images))
+        listed.append(ListedPair(str(name), str(t1), str(t2)))
+    map_pairs(listed, detector(), folder / "one")
+    with ThreadPoolExecutor(workers) as pool:
+        tasks = [pool.submit(map_pair, listed[i], detector(), folder / "many") for i in order]
+        assert all(task.result() for task in tasks)
+    for file in ("change.tif", "probability.tif", "changes.gpkg"):
+        for name in range(4):
+            one, many = (folder / each / str(name) / file for each in ("one", "many"))
+            if file.endswith(".tif"):
+                np.testing.assert_array_equal(read(one), read(many))
+            else:
+                pd.testing.assert_frame_equal(gpd.read_file(one), gpd.read_file(many))
