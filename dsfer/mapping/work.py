@@ -70,7 +70,7 @@ def work_folder(out: Path) -> Iterator[Path]:
     Raises:
         DataError: `out` is there already, or another process is making it.
     """
-    work = out.parent / f".{out.name}.partial"
+    work = _work_of(out)
     if out.exists():
         remove_rest(out)
         raise _is_there(out)
@@ -99,12 +99,16 @@ def work_folder(out: Path) -> Iterator[Path]:
         remove_rest(out)
 
 
+def _work_of(out: Path) -> Path:
+    return out.parent / f".{out.name}.partial"
+
+
 def remove_rest(out: Path) -> None:
     """Remove the work folder of maps that are finished, if it is there.
 
     One that still holds `maps` belongs to a run that was cut off, and stays.
     """
-    work = out.parent / f".{out.name}.partial"
+    work = _work_of(out)
     if work.is_dir() and not (work / MAPS).exists():
         (work / PROGRESS).unlink(missing_ok=True)  # first: without it, no run goes on from the rest
         shutil.rmtree(work, ignore_errors=True)
