@@ -26,6 +26,7 @@ from benchmarks.arithmetic import best_rate, flops_of_pair
 from benchmarks.demo import DemoTiles, demo_tiles
 from benchmarks.side_by_side import Report, clock, compare
 from dsfer.data.batches import BatchSource, sample_order
+from dsfer.devices import training_layout
 from dsfer.evaluation import Inference, Precision, count_tiles, has_bf16
 from dsfer.losses import ChangeLoss
 from dsfer.models.dsfer_net import DsferNet
@@ -58,7 +59,11 @@ def ways_of(device: torch.device, *, compiled: bool) -> dict[str, Way]:
         ways["(in TF32, torch's default)"] = replace(way, tf32=True)
     ways["+ tiles as uint8 from shards"] = way = replace(way, png=False)
     ways["+ both dates as one batch"] = way = replace(way, apart=False)
-    ways["+ channels last"] = way = replace(way, channels_last=True)
+    last = replace(way, channels_last=True)
+    if training_layout(device) is torch.channels_last:
+        ways["+ channels last"] = way = last
+    else:
+        ways["(channels last)"] = last
     ways["+ fused Adam"] = way = replace(way, fused=True)
     if has_bf16(device):
         ways["+ bf16"] = way = replace(way, bf16=True)

@@ -23,6 +23,7 @@ from dsfer.checkpoint import load_checkpoint, save_checkpoint
 from dsfer.data.augmentation import Augmentation, augment
 from dsfer.data.batches import Batch, BatchSource, Sampling, sample_order
 from dsfer.data.shards import TileShards
+from dsfer.devices import training_layout
 from dsfer.distributed import (
     Agreement,
     check_same,
@@ -234,7 +235,8 @@ class Trainer:
     def _build(self, model: nn.Module, train: TileShards, val: TileShards) -> None:
         """The state of a run at its start, on the device."""
         training, device = self.training, self.inference.device
-        self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.layout = training_layout(device)
+        self.model = model.to(device).to(memory_format=self.layout)
         forward = replicated(self.model)
         self.forward: nn.Module = (
             torch.compile(forward) if training.compile else forward  # type: ignore[assignment]
@@ -357,8 +359,11 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.training)
         self.model.train()
+        images = self.inference.inputs(pairs)
+        # Convolutions follow the layout of what they are given.
+        t1, t2 = (image.contiguous(memory_format=self.layout) for image in images)
         with self.inference.autocast():
-            output = self.forward(*self.inference.inputs(pairs))
+            output = self.forward(t1, t2)
         terms = self.training.loss(output, labels)
         self.optimiser.zero_grad(set_to_none=True)
         terms.total.backward()  # type: ignore[no-untyped-call]

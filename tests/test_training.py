@@ -395,3 +395,21 @@ def test_streamed_batches_train_like_those_in_memory(tmp_path):
         trainer(tmp_path / str(choice), in_memory=choice).fit() for choice in (True, False)
     )
     assert identical(in_memory.states, streamed.states)
+
+
+def test_either_layout_in_memory_trains_alike(tmp_path, monkeypatch):
+    losses = {}
+    for wide, layout in ((True, torch.channels_last), (False, torch.contiguous_format)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda wide=wide: {"avx512_f": wide})
+        run = trainer(tmp_path / str(wide), iterations=2, validate_every=1)
+        found = []
+
+        def note(_block, _inputs, fused, layout=layout, found=found):
+            if fused.requires_grad:
+                found.append(fused.is_contiguous(memory_format=layout))
+
+        for block in run.model.fusion.values():
+            block.register_forward_hook(note)
+        losses[layout] = [record["train/loss"] for record in run.fit().history]
+        assert found == [True] * 10
+    assert losses[torch.channels_last] == pytest.approx(losses[torch.contiguous_format], rel=1e-4)
