@@ -19,7 +19,7 @@ from dsfer.signals import signals_restored, stop_on_signals
 from pipeline.experiments import QueueError, failure, run_queued
 from pipeline.params import Settings, current_settings
 from pipeline.results import Metrics
-from pipeline.workspace import COPIES, experiment_name, hold
+from pipeline.workspace import COPIES, experiment_name, hold, project_state
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,24 @@ class Cell:
     kind: str
     name: str
 
-    def is_current(self) -> bool:
-        """Whether code, data and edits are those that the experiment is named after."""
-        return self.name == experiment_name(self.kind, Path(), self.settings.resolved())
+    def is_of(self, state: str) -> bool:
+        """Whether the experiment is named after this state of the project."""
+        return self.name == experiment_name(self.kind, state, self.settings.resolved())
 
 
-def make_cell(kind: str, values: dict[str, Any]) -> Cell:
+def make_cell(kind: str, state: str, values: dict[str, Any]) -> Cell:
     """Check the parameters of a cell and name its experiment.
 
     Args:
         kind: start of the name.
+        state: of the project, see `project_state`: git is asked once for all cells.
         values: what differs from `params.yaml`, by key.
 
     Raises:
         ConfigError: the parameters are impossible.
     """
     settings = current_settings(values)
-    return Cell(values, settings, kind, experiment_name(kind, Path(), settings.resolved()))
+    return Cell(values, settings, kind, experiment_name(kind, state, settings.resolved()))
 
 
 def queue_held(who: str) -> AbstractContextManager[None]:
@@ -83,7 +84,8 @@ def run_cells(cells: Collection[Cell], jobs: int, target: str | None = None) -> 
     """
 
     def check() -> None:
-        if not all(cell.is_current() for cell in cells):
+        state = project_state(Path())
+        if not all(cell.is_of(state) for cell in cells):
             raise QueueError(
                 "code, data or edits have changed since the experiments were planned",
                 where="the project",

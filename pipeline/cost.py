@@ -18,7 +18,7 @@ from pipeline.commands import Command
 from pipeline.results import Stored
 from pipeline.sheets import listed, record
 from pipeline.tables import Name, load_tables, row_of
-from pipeline.workspace import experiment_name
+from pipeline.workspace import experiment_name, project_state
 
 KEPT = Path(".dvc/tmp/tables")
 """Where measured costs lie in a project."""
@@ -127,7 +127,7 @@ def measure_costs(pairs: int | None, models: Sequence[str] = ()) -> Costs | str:
     options += [f"--add={name}" for name in sorted({*models} - {*measured_networks()})]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     made = {"options": options, "torch": torch.__version__, "gpus": gpus}
-    kept = KEPT / f"{experiment_name('cost', Path(), made)}.json"
+    kept = KEPT / f"{experiment_name('cost', project_state(Path()), made)}.json"
     try:
         if not kept.is_file():
             with atomic_path(kept) as temporary:

@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -69,28 +71,21 @@ def read_yaml(path: Path) -> Any:
             where=path,
             mend="run from the project's top folder, where params.yaml is, and keep it in UTF-8",
         ) from error
-    return parse_yaml(text, path)
-
-
-def parse_yaml(text: str, where: Path) -> Any:
-    """Read YAML as `read_yaml` does.
-
-    Args:
-        text: content of a file.
-        where: that file, for the message.
-
-    Raises:
-        ConfigError: it is no YAML.
-    """
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        return deepcopy(_parsed(text))
     except Exception as error:  # the parser raises its own errors, and those of what it meets
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or first_line(error)
         raise ConfigError(
-            f"no YAML ({line}{problem})", where=where, mend="correct that line"
+            f"no YAML ({line}{problem})", where=path, mend="correct that line"
         ) from error
+
+
+@lru_cache(maxsize=8)  # slow, and every cell of a table begins with the same params.yaml
+def _parsed(text: str) -> Any:
+    """What YAML text says, for `read_yaml` to copy."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def read_sections(path: Path) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from pipeline.cells import Cell, make_cell, missing_reason, queue_held, read_met
 from pipeline.experiments import finished
 from pipeline.params import Value
 from pipeline.stages import run
-from pipeline.workspace import restore_params
+from pipeline.workspace import project_state, restore_params
 
 Grid = dict[str, list[Value]]
 """Values to try, by key of `params.yaml`."""
@@ -48,8 +48,10 @@ def check_grid(grid: Grid) -> list[Cell]:
             raise ConfigError(
                 "has no values to try", where=f"grid, {key}", mend='give some, as {"seed": [0, 1]}'
             )
-    combinations = product(*grid.values())
-    return [make_cell("sweep", dict(zip(grid, tries, strict=True))) for tries in combinations]
+    state, combinations = project_state(Path()), product(*grid.values())
+    return [
+        make_cell("sweep", state, dict(zip(grid, tries, strict=True))) for tries in combinations
+    ]
 
 
 def results_table(cells: list[Cell]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from dsfer.models import MODELS
 from pipeline.cells import Cell, make_cell
 from pipeline.frozen import Frozen, did_you_mean, parse, read_sections
 from pipeline.published import load_published
+from pipeline.workspace import project_state
 
 TABLES = Path(__file__).with_name("tables.yaml")
 
@@ -186,11 +187,12 @@ def entries_of(
                 where=f"table {name}, {key}",
                 mend="leave it away, or make a sweep (python -m pipeline.sweep)",
             )
+    state = project_state(Path())
     entries = []
     for dataset in datasets or table.datasets:
         for key, row in rows.items():
             values = NETWORK | row.defaults | changes | row.changes | {"dataset": dataset}
-            cells = [make_cell("table", values | {"seed": seed}) for seed in seeds]
+            cells = [make_cell("table", state, values | {"seed": seed}) for seed in seeds]
             own = row.defaults | row.changes
             given = {k: v for k, v in cells[0].settings.given.items() if k not in own} | changes
             entries.append(

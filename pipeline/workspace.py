@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from dsfer.errors import DataError, DsferError
 from dsfer.files import read_json, write_bytes, write_json
-from pipeline.frozen import parse_yaml
+from pipeline.frozen import read_yaml
 from pipeline.params import PARAMS, change_params
 from pipeline.recovery import KEPT, recover, recover_cache
 
@@ -108,7 +107,7 @@ def changed_workspace(project: Path, changes: dict[str, Any], who: str) -> Itera
         WorkspaceError: another flow run with the same parameters is under way, or git cannot make
             the copy.
     """
-    folder = project / COPIES / experiment_name("flow", project, changes)
+    folder = project / COPIES / experiment_name("flow", project_state(project), changes)
     with hold(folder, folder, who):
         _remove_leftovers(project)
         _remove(folder)
@@ -121,15 +120,15 @@ def changed_workspace(project: Path, changes: dict[str, Any], who: str) -> Itera
             _remove(folder)
 
 
-def experiment_name(kind: str, project: Path, changes: dict[str, Any]) -> str:
-    """Name of an experiment: the same for the same commit, edits, data and parameters."""
-    parts = [
-        _git(project, "rev-parse", "HEAD"),
-        _edits(project),
-        _prepared(project),
-        json.dumps(changes, sort_keys=True),
-    ]
-    digest = hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
+def project_state(project: Path) -> str:
+    """What experiments are named after beside their parameters: commit, edits and data."""
+    return "\0".join((_git(project, "rev-parse", "HEAD"), _edits(project), _prepared(project)))
+
+
+def experiment_name(kind: str, state: str, changes: dict[str, Any]) -> str:
+    """Name of an experiment: the same for the same `project_state` and parameters."""
+    named = f"{state}\0{json.dumps(changes, sort_keys=True)}"
+    digest = hashlib.sha256(named.encode(errors="surrogateescape")).hexdigest()
     return f"{kind}-{digest[:8]}"
 
 
@@ -144,13 +143,9 @@ def _prepared(project: Path) -> str:
     What it records of training does not count: it changes with every `dvc repro`.
     """
     records = project / "dvc.lock"
-    return _shards(records.read_text(encoding="utf-8"), records) if records.is_file() else ""
-
-
-@lru_cache(maxsize=1)  # a table names hundreds of experiments by one file, slow to parse
-def _shards(text: str, records: Path) -> str:
-    """The record of the shards in a lock file."""
-    shard = parse_yaml(text, records).get("stages", {}).get("shard", {})
+    if not records.is_file():
+        return ""
+    shard = read_yaml(records).get("stages", {}).get("shard", {})
     return json.dumps(shard.get("outs", []), sort_keys=True)
 
 

@@ -219,9 +219,9 @@ def test_an_error_that_nobody_foresaw_stops_no_other_pair(listed, monkeypatch, c
         map_pairs(list_pairs(listed), network, listed / "other")
 
 
-@settings(max_examples=4, deadline=None)
-@given(workers=st.integers(2, 4), order=st.permutations(range(4)))
-def test_maps_depend_on_no_number_of_workers_and_no_order(tmp_path_factory, workers, order):
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[ListedPair], Path]:
+    """Four pairs, and the folder of their maps, made one after the other."""
     folder = tmp_path_factory.mktemp("maps")
     listed = []
     for name in range(4):
@@ -229,12 +229,20 @@ def test_maps_depend_on_no_number_of_workers_and_no_order(tmp_path_factory, work
         t1, t2 = (write(folder / f"{name}_{i}.tif", image) for i, image in enumerate(images))
         listed.append(ListedPair(str(name), str(t1), str(t2)))
     map_pairs(listed, detector(), folder / "one")
+    return listed, folder / "one"
+
+
+@settings(max_examples=4, deadline=None)
+@given(workers=st.integers(2, 4), order=st.permutations(range(4)))
+def test_maps_depend_on_no_number_of_workers_and_no_order(mapped, tmp_path_factory, workers, order):
+    listed, former = mapped
+    folder = tmp_path_factory.mktemp("many")
     with ThreadPoolExecutor(workers) as pool:
-        tasks = [pool.submit(map_pair, listed[i], detector(), folder / "many") for i in order]
+        tasks = [pool.submit(map_pair, listed[i], detector(), folder) for i in order]
         assert all(task.result() for task in tasks)
     for file in ("change.tif", "probability.tif", "changes.gpkg"):
         for name in range(4):
-            one, many = (folder / each / str(name) / file for each in ("one", "many"))
+            one, many = (each / str(name) / file for each in (former, folder))
             if file.endswith(".tif"):
                 np.testing.assert_array_equal(read(one), read(many))
             else:

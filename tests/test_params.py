@@ -11,6 +11,7 @@ from dsfer.errors import ConfigError
 from dsfer.models import MODELS, Method
 from pipeline import model as networks
 from pipeline import params as module
+from pipeline.frozen import read_yaml
 from pipeline.params import load_params, main, resolve
 
 ROOT = Path(__file__).parents[1]
@@ -170,6 +171,15 @@ def test_right_values_are_taken_as_given(tmp_path, key):
         resolved = settings(tmp_path, **{key: value})
         assert resolved.resolved()[key] == value
         assert resolved.sources.get(key, "params.yaml") == "params.yaml"
+
+
+def test_what_is_done_to_parameters_that_were_read_is_not_read_again(tmp_path):
+    """One text is parsed once."""
+    path = write(tmp_path, split_ratio=[7, 1, 2])
+    before = load_params(path)
+    load_params(path, {"lr": 0.5, "seed": 3})
+    read_yaml(path)["split_ratio"].clear()
+    assert load_params(path) == before
 
 
 @pytest.mark.parametrize("written", ["1e-3", "1.0e-3", "0.001", "1E-3", "+.001"])

@@ -78,8 +78,8 @@ def test_four_scenes_of_one_sign_show_nothing():
     assert found["low"] > 0 and found["p"] == 2 / 16
 
 
-@pytest.mark.parametrize(("scenes", "level"), [(4, 0.05), (4, 0.25), (8, 0.05)])
-def test_methods_that_do_not_differ_are_rarely_told_apart(scenes, level):
+@pytest.mark.parametrize(("scenes", "levels"), [(4, (0.05, 0.25)), (8, (0.05,))])
+def test_methods_that_do_not_differ_are_rarely_told_apart(scenes, levels):
     """Both draw their counts from one distribution, the harder a scene the more errors."""
     rng = np.random.default_rng(1)
 
@@ -88,7 +88,9 @@ def test_methods_that_do_not_differ_are_rarely_told_apart(scenes, level):
         drawn = [table(1 + rng.poisson(hard * rng.gamma(1, size=(scenes, 3)))) for _ in range(2)]
         return compared(*drawn)[0]["p"]
 
-    assert np.mean([p_value() <= level for _ in range(300)]) <= level * 1.2
+    p = np.array([p_value() for _ in range(300)])
+    for level in levels:
+        assert np.mean(p <= level) <= level * 1.2
 
 
 def test_every_scene_better_however_hard_is_real():

@@ -15,7 +15,7 @@ import torchvision
 from dsfer.errors import ConfigError, DataError
 from dsfer.figures import data_uri
 from dsfer.models import MODELS, Method, imagenet
-from pipeline import benchmark, cells, cost, flows, sheets
+from pipeline import benchmark, cost, flows, sheets, tables
 from pipeline.benchmark import BenchmarkError, Plan, parse_changes, parse_seeds
 from pipeline.cost import Costs, cost_caption, cost_records
 from pipeline.frozen import read_yaml
@@ -66,14 +66,14 @@ def sheet_of(records, seeds=(0, 1)):
 
 @pytest.fixture
 def edit_params(tmp_path, monkeypatch):
-    """Work in a folder whose params.yaml has other values, by which experiments are named."""
+    """Work in a folder whose params.yaml has other values; it is no git repository."""
 
     def edit(**values):
         shutil.copy(ROOT / "params.yaml", tmp_path)
         change_params(tmp_path / "params.yaml", values)
         monkeypatch.chdir(tmp_path)
 
-    monkeypatch.setattr(cells, "experiment_name", lambda kind, _, values: json.dumps(values))
+    monkeypatch.setattr(tables, "project_state", lambda project: "")
     return edit
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from dsfer.checkpoint import load_checkpoint, save_checkpoint
 from dsfer.errors import CheckpointError, DeviceMemoryError, LeakageError, TrainingError
 from dsfer.evaluation import Inference
 from dsfer.losses import ChangeLoss
-from dsfer.training import Interrupted, Trainer, Training, learning_rate
+from dsfer.training import Interrupted, Trained, Trainer, Training, learning_rate
 from tests.tiles import MemoryTiles
 
 TRAINING = Training(
@@ -58,6 +59,13 @@ def identical(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
+    """A training as `trainer` makes it, undisturbed: its folder, and what came of it."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, trainer(folder).fit()
+
+
 def test_it_learns_records_and_keeps_the_best(tmp_path):
     seen = []
     trained = trainer(tmp_path, iterations=60, schedule_iterations=60, ema=0.0).fit(
@@ -89,30 +97,27 @@ def test_the_threshold_is_that_of_the_weights_that_are_kept(tmp_path):
     assert f1[best["val/threshold"]] == pytest.approx(max(f1.values()), abs=0.1)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
-    first, again, other = (
-        trainer(tmp_path / str(i), seed=seed).fit() for i, seed in enumerate((0, 0, 1))
-    )
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(finished, tmp_path):
+    _, first = finished
+    again, other = (trainer(tmp_path / str(seed), seed=seed).fit() for seed in (0, 1))
     assert identical(first.states, again.states)
     assert json.dumps(first.history) == json.dumps(again.history)
     assert not identical(first.states, other.states)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from tests.test_training import trainer
+def killed(folder: Path, kill_at: int) -> None:
+    """Train, and be killed in one of the steps."""
+    run = trainer(folder)
+    step = run._train_step
 
-run = trainer(Path(sys.argv[1]))
-step = run._train_step
-def counted(*batch):
-    losses = step(*batch)
-    if run.step + 1 == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return losses
-run._train_step = counted
-run.fit()
-"""
+    def counted(*batch):
+        losses = step(*batch)
+        if run.step + 1 == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return losses
+
+    run._train_step = counted
+    run.fit()
 
 
 class Forgetful(torch.nn.Module):
@@ -143,19 +148,18 @@ def test_dropout_repeats_after_a_restart(tmp_path):
     assert not torch.equal(first, second)
 
 
+@pytest.mark.xdist_group("distributed")  # where the server of processes is
 @pytest.mark.parametrize("kill_at", [3, 7])
-def test_a_killed_run_continues_to_bit_identical_weights(tmp_path, kill_at):
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), str(kill_at)],
-        check=False,
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+def test_a_killed_run_continues_to_bit_identical_weights(finished, tmp_path, kill_at):
+    from tests.ranks import SECONDS, start  # which imports this module
+
+    process = start(killed, tmp_path, kill_at)
+    process.join(SECONDS)
+    assert process.exitcode == -signal.SIGKILL
     assert (tmp_path / "last.pt").exists() == (kill_at > 4)
     resumed = trainer(tmp_path)
     continued = resumed.fit()
-    undisturbed = trainer(tmp_path / "undisturbed").fit()
+    _, undisturbed = finished
     assert identical(continued.states, undisturbed.states)
     assert json.dumps(continued.history) == json.dumps(undisturbed.history)  # NaN is no NaN
 
@@ -289,9 +293,9 @@ def schedule(name, **changes):
     )
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path):
-    trainer(tmp_path).fit()
-    whole = torch.load(tmp_path / "last.pt", weights_only=True)
+def test_a_checkpoint_of_another_network_is_refused(finished, tmp_path):
+    folder, _ = finished
+    whole = torch.load(folder / "last.pt", weights_only=True)
     for part in ("model", "optimiser", "best_states"):
         save_checkpoint(tmp_path / "last.pt", {k: v for k, v in whole.items() if k != part})
         with pytest.raises(CheckpointError, match=r"last\.pt: does not hold the state of this net"):
@@ -338,15 +342,16 @@ def test_cosine_warms_up_and_ends_at_zero():
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 
-def test_losses_follow_the_committed_trace(tmp_path):
+def test_losses_follow_the_committed_trace(finished):
     # CPU kernels differ a little between machines, so the trace holds to 2 %.
-    trained = trainer(tmp_path).fit()
+    _, trained = finished
     found = [record["train/loss"] for record in trained.history]
     assert found == pytest.approx(json.loads(GOLDEN.read_text()), rel=0.02)
 
 
-def test_a_run_killed_after_its_last_step_still_ends(tmp_path):
-    first = trainer(tmp_path).fit()
+def test_a_run_killed_after_its_last_step_still_ends(finished, tmp_path):
+    folder, first = finished
+    shutil.copy(folder / "last.pt", tmp_path)
     again = trainer(tmp_path).fit()
     assert identical(first.states, again.states)
     assert json.dumps(first.history) == json.dumps(again.history)

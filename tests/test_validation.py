@@ -26,6 +26,8 @@ from pipeline.stages.shard import published_statistics
 from pipeline.validation import render, require_valid, validate, write_result
 
 SIZE, PIXELS = 8, 64
+pytestmark = pytest.mark.xdist_group("validation")  # one validation of each round for all
+
 SCENES = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
 STRICT = Leakage(identical="fail", near="fail", overlap="fail", adjacent="fail")
 

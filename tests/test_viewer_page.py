@@ -25,7 +25,10 @@ from tests.test_viewer import COLS, ROWS, blocks, make_maps
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), "")
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium found: apt-get install chromium")
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium found: apt-get install chromium"),
+    pytest.mark.xdist_group("browser"),  # one browser and one server for all
+]
 
 STRONG, WEAK, MISSED, GROUND = (100, 80), (370, 250), (90, 335), (230, 60)
 """Column and row of a pixel of each block of the made-up pair, and of one beside them."""

@@ -23,6 +23,7 @@ from pipeline.workspace import (
     changed_workspace,
     experiment_name,
     fetch_experiment,
+    project_state,
     project_workspace,
 )
 from tests.project import ROOT, commit, dvc, run
@@ -210,12 +211,13 @@ def copies(project: Path) -> list[Path]:
 
 
 def test_an_experiment_is_named_after_what_it_is_made_of(project):
-    name = experiment_name("flow", project, {"seed": 1, "lr": 0.1})
-    assert name == experiment_name("flow", project, {"lr": 0.1, "seed": 1})
-    assert name != experiment_name("flow", project, {"lr": 0.1, "seed": 2})
+    state = project_state(project)
+    name = experiment_name("flow", state, {"seed": 1, "lr": 0.1})
+    assert name == experiment_name("flow", state, {"lr": 0.1, "seed": 1})
+    assert name != experiment_name("flow", state, {"lr": 0.1, "seed": 2})
     with (project / "params.yaml").open("a") as file:
         file.write("# edited\n")
-    assert name != experiment_name("flow", project, {"lr": 0.1, "seed": 1})
+    assert name != experiment_name("flow", project_state(project), {"lr": 0.1, "seed": 1})
 
 
 @pytest.mark.parametrize(
