@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -225,8 +225,10 @@ ASKED_FOR = {"dsfer_net.py", "frnet.py", "hopfield.py"}
 """Of these, code outside `dsfer/models` uses what the network is an instance of: its own files."""
 
 
-def imported(file: Path) -> Iterator[Path]:
+@cache
+def imported(file: Path) -> list[Path]:
     """Modules of this project that a module imports."""
+    found = []
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -238,7 +240,14 @@ def imported(file: Path) -> Iterator[Path]:
             if path.parts[0] in ("dsfer", "pipeline"):
                 for each in (path.with_suffix(".py"), path / "__init__.py"):
                     if (ROOT / each).is_file():
-                        yield each
+                        found.append(each)
+    return found
+
+
+@cache
+def needed(model: str) -> set[Path]:
+    """Files of `dsfer/models` that a network needs."""
+    return set(source_files(model))
 
 
 def behind(stage: str) -> set[str]:
@@ -262,7 +271,7 @@ def test_what_a_stage_uses_of_the_networks_counts_for_each(stage):
     used -= {ROOT / "dsfer/models" / name for name in ("registry.py", *ASKED_FOR)}
     assert ROOT / "dsfer/models/output.py" in used
     for model in MODELS:
-        assert used <= set(source_files(model)), model
+        assert used <= needed(model), model
 
 
 @pytest.mark.parametrize("stage", STAGES)
