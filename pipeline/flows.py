@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
+import httpx
 import psutil
 from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import (
@@ -143,6 +144,8 @@ def run_stage(name: str, folder: Path, experiment: str | None) -> None:
 class Progress:
     """A stage's progress bar as an artifact, made when the bar first shows.
 
+    A server that does not take it, as one that is busy or out of reach, costs the stage nothing.
+
     Args:
         stage: name of the stage.
     """
@@ -160,19 +163,27 @@ class Progress:
         return bar is not None
 
     def _show(self, percent: float, line: str) -> None:
-        if self._artifact is None:
-            self._artifact = create_progress_artifact(  # type: ignore[assignment]
-                percent, key=f"progress-{self.stage}", description=f"Progress of stage {self.stage}"
-            )
-        else:
-            update_progress_artifact(self._artifact, percent)
+        self._pass_on(percent)
         get_run_logger().info("%s", line)
         self._shown = time.monotonic()
+
+    def _pass_on(self, percent: float) -> None:
+        try:
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(  # type: ignore[assignment]
+                    percent,
+                    key=f"progress-{self.stage}",
+                    description=f"Progress of stage {self.stage}",
+                )
+            else:
+                update_progress_artifact(self._artifact, percent)
+        except httpx.HTTPError as error:
+            get_run_logger().warning("the server did not take the progress bar: %r", error)
 
     def finish(self) -> None:
         """The bar of a stage that has succeeded is full."""
         if self._artifact is not None:
-            update_progress_artifact(self._artifact, 100.0)
+            self._pass_on(100.0)
 
 
 def run_stages(names: list[str], changes: dict[str, Any]) -> str | None:

@@ -7,13 +7,14 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.disks import Disk, mounted
-from tests.project import STAGES, commit, dvc, executed, tiny_project
+from tests.project import ROOT, STAGES, commit, executed, run
 from tests.store import object_store
 
 # A shell's background job ignores Ctrl-C, and whatever the tests start would with it.
@@ -37,10 +38,13 @@ def store() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project, run once on the tiny data set; the state that the tests find is committed."""
+    """The project, run once on the tiny data set; the state that the tests find is committed.
+
+    DVC and its stages are forks of one process, which imports torch and all the rest once, not
+    eleven times. As commands of their own they are run by `.ci/run`, and by tests of the flows.
+    """
     folder = tmp_path_factory.mktemp("dvc") / "project"
-    tiny_project(folder)
-    printed = dvc(folder, "repro")
+    printed = run(ROOT, sys.executable, "-m", "tests.killable", str(folder))
     assert executed(printed) == STAGES
     assert "report: data/folder/tiny/models/dsfer-net/report.html" in printed
     commit(folder, "tiny")

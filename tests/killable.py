@@ -2,6 +2,7 @@
 
 A run is real processes: one for DVC and one for each stage. They are forked from this one, which
 imports all that they need, so that a kill costs tenths of a second rather than the start of Python.
+`python -m tests.killable FOLDER` makes such a project and runs it once, with nobody killed.
 An audit hook sees what they write: opening a file to write, renaming, linking, removing and the
 like below the project. What a kill can leave on disk is what was there before some write, or that
 with the file of the write cut off.
@@ -213,12 +214,16 @@ class Project:
     Attributes:
         folder: where it is; what its last run wrote and printed is noted beside it.
         printed: what its last run printed.
+
+    Args:
+        folder: a new one.
+        params: what differs from `params.yaml`.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, params: dict[str, Any] = TINY | {"iterations": 12}):
         self.folder = folder.resolve()
         self.printed = self.folder.with_suffix(".printed")
-        tiny_project(self.folder, TINY | {"iterations": 12})
+        tiny_project(self.folder, params)
 
     def repro(self, plan: Plan | None = None) -> list[str]:
         """Run DVC; returns where it was killed, who, and at what, or nothing if it ran through."""
@@ -256,3 +261,9 @@ class Project:
                 if entry["path"] in TIMED:
                     del entry["md5"], entry["size"]
         return dict(stages)
+
+
+if __name__ == "__main__":
+    left_alone = Project(Path(sys.argv[1]), TINY)
+    assert not left_alone.repro()
+    print(left_alone.printed.read_text())

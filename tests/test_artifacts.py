@@ -5,6 +5,7 @@ import io
 import logging
 import re
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -114,3 +115,22 @@ def test_a_progress_bar_is_passed_on_now_and_then(monkeypatch):
     assert not progress.follow("INFO     continuing from step 3")
     progress.finish()
     assert said == [0.0, 50.0, 100.0]
+
+
+def test_a_server_that_does_not_take_the_progress_bar_costs_the_stage_nothing(monkeypatch, caplog):
+    def out_of_reach(*_, **__):
+        raise httpx.ConnectError("All connection attempts failed")
+
+    said = []
+    monkeypatch.setattr(flows, "get_run_logger", lambda: logging.getLogger("test"))
+    monkeypatch.setattr(flows, "SECONDS_BETWEEN_UPDATES", -1)
+    monkeypatch.setattr(flows, "create_progress_artifact", out_of_reach)
+    monkeypatch.setattr(flows, "update_progress_artifact", lambda _, p: said.append(p))
+    progress = Progress("train")
+    assert progress.follow("training:  10%|█    | 10/100")
+    assert "did not take the progress bar: ConnectError" in caplog.text
+    monkeypatch.setattr(flows, "create_progress_artifact", lambda p, **_: said.append(p) or "id")
+    assert progress.follow("training:  50%|██   | 50/100")
+    monkeypatch.setattr(flows, "update_progress_artifact", out_of_reach)
+    progress.finish()
+    assert said == [50.0]

@@ -29,6 +29,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling, Running, Scheduled
 from ruamel.yaml import YAML
@@ -128,6 +129,33 @@ def operation(project: Path) -> Iterator[Operation]:
             assert server is not None and process_mark(server.pid) is None
 
 
+@pytest.fixture(scope="module")
+def refused(operation: Operation) -> FlowRun:
+    """A run that ends by itself, while another test waits for its own."""
+    return operation.start("pipeline/local", dataset="lever-cd")
+
+
+@pytest.fixture(scope="module")
+def mapping(operation: Operation, tmp_path_factory: pytest.TempPathFactory) -> FlowRun:
+    """Another one: maps of three pairs, of which one is good."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for name in ("good", "broken"):
+        for date, image in enumerate(scenes(50, 60), start=1):
+            write(folder / f"{name}{date}.tif", image)
+    (folder / "broken1.tif").write_bytes(b"no image")
+    (folder / "pairs.csv").write_text(
+        "id,t1,t2\nbroken,broken1.tif,broken2.tif\ngood,good1.tif,good2.tif\n"
+        "signed,http://me:topsecret@127.0.0.1:1/1.tif?sig=topsecret,good2.tif"
+    )
+    return operation.start(
+        "predict/local",
+        pairs=str(folder / "pairs.csv"),
+        weights=f"data/{TINY['dataset']}/models/dsfer-net/training/weights.safetensors",
+        out=str(folder / "maps"),
+        options={"min_area": 5},
+    )
+
+
 def running(project: Path, program: str | None = None) -> list[psutil.Process]:
     """Processes that run a program, or any, in this project or in a copy of it."""
     found = []
@@ -174,6 +202,7 @@ def copies(project: Path) -> list[Path]:
     return [path for path in project.glob(".dvc/tmp/flows/*") if path.is_dir()]
 
 
+@pytest.mark.usefixtures("refused", "mapping")
 def test_a_run_with_parameters_becomes_an_experiment_and_shows_its_results(operation):
     project = operation.project
     printed = run(
@@ -181,7 +210,8 @@ def test_a_run_with_parameters_becomes_an_experiment_and_shows_its_results(opera
         "-p", f"dataset={TINY['dataset']}", "-p", "lambda=0.3", "-p", "iterations=4",
     )  # fmt: skip
     assert "Flow run finished successfully" in " ".join(printed.split())
-    (flow_run,) = operation.client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+    runs = operation.client.read_flow_runs()
+    (flow_run,) = [run for run in runs if run.parameters.get("lambda") == 0.3]
     assert operation.state(flow_run) == "Completed", operation.log(flow_run)
     log = operation.log(flow_run)
     assert "Stage 'shard' is cached" in log and "Running stage 'train'" in log
@@ -201,6 +231,33 @@ def test_a_run_with_parameters_becomes_an_experiment_and_shows_its_results(opera
     assert f"dvc exp apply {name}" in artifacts["report"].data
 
 
+def test_parameters_that_exclude_each_other_end_the_run_with_the_reason(operation, refused):
+    assert operation.finish(refused) == "Failed"
+    assert "unknown data set 'lever-cd'; perhaps you mean 'levir-cd'" in operation.message(refused)
+    assert operation.artifacts(refused) == {}
+    assert copies(operation.project) == []
+
+
+def test_maps_of_pairs_of_which_one_is_broken_by_a_worker(operation, mapping):
+    assert operation.finish(mapping) == "Failed", operation.log(mapping)
+    maps = Path(mapping.parameters["out"])
+    assert "2 of 3 pairs failed: broken, signed" in operation.message(mapping)
+    rows = json.loads(operation.artifacts(mapping)["maps"].data)
+    assert [(row["id"], row["status"]) for row in rows] == [
+        ("broken", "failed"), ("good", "done"), ("signed", "failed"),
+    ]  # fmt: skip
+    assert "http://127.0.0.1:1/1.tif?...: " in rows[2]["error"]
+    tries = {run.name: run.run_count for run in operation.client.read_task_runs(limit=200)}
+    assert (tries["broken"], tries["signed"]) == (1, 1 + RETRIES)  # an address may answer later
+    check_unknown(operation.project, "topsecret")
+    (shown,) = operation.client.read_artifacts(
+        artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["map-good"]))
+    )
+    assert "data:image/webp;base64," in shown.data
+    assert read_json(maps / "good/summary.json")["options"]["min_area"] == 5
+    assert sorted(each.name for each in maps.iterdir()) == ["good", "maps.json"]
+
+
 @pytest.mark.slow
 def test_a_stage_with_parameters_finds_what_came_before_and_does_what_comes_after(operation):
     flow_run = operation.start("stage/local", name="evaluate", overlap=0.25)
@@ -214,17 +271,18 @@ def test_a_stage_with_parameters_finds_what_came_before_and_does_what_comes_afte
 
 
 def test_impossible_parameters_are_refused_before_anything_starts(operation):
+    printed = run(
+        operation.project, sys.executable, "-m", "prefect", "deployment", "run",
+        "pipeline/local", "-p", "lamda=1", fails=True,
+    )  # fmt: skip
+    assert "not found on the deployment" in " ".join(printed.split())
     for name, value, reason in [
-        ("lambda", "-1", "less than the minimum of 0"),
-        ("lamda", "1", "not found on the deployment"),
+        ("lambda", -1, "less than the minimum of 0"),
         ("from_stage", "trian", "is not one of"),
         ("source", "s3://key:topsecret@bucket/x", "credentials in a URL"),
     ]:
-        printed = run(
-            operation.project, sys.executable, "-m", "prefect", "deployment", "run",
-            "pipeline/local", "-p", f"{name}={value}", fails=True,
-        )  # fmt: skip
-        assert reason in " ".join(printed.split())
+        with pytest.raises(PrefectHTTPStatusError, match=reason):
+            operation.start("pipeline/local", **{name: value})
     check_unknown(operation.project, "topsecret")
 
 
@@ -283,9 +341,9 @@ def test_a_run_without_its_worker_that_does_not_end_is_killed(monkeypatch, ends)
 
 
 def test_a_second_start_is_refused_and_lost_runs_are_settled(operation, monkeypatch):
-    printed = run(operation.project, sys.executable, "-m", "pipeline.operate", "up", fails=True)
-    assert "a server answers there already" in printed
     monkeypatch.setattr(operate, "API", str(operation.client.api_url))
+    with pytest.raises(operate.OperationError, match="a server answers there already"):
+        operate.up()
     lost, other = (
         operation.start_on(f"cpu@{host}") for host in (platform.node(), "another-machine")
     )
@@ -300,14 +358,6 @@ def test_a_port_that_another_program_uses_is_refused(monkeypatch):
         monkeypatch.setattr(operate, "PORT", str(taken.getsockname()[1]))
         with pytest.raises(operate.OperationError, match="another program uses this port"):
             operate.check_port()
-
-
-def test_parameters_that_exclude_each_other_end_the_run_with_the_reason(operation):
-    flow_run = operation.start("pipeline/local", dataset="lever-cd")
-    assert operation.finish(flow_run) == "Failed"
-    assert "unknown data set 'lever-cd'; perhaps you mean 'levir-cd'" in operation.message(flow_run)
-    assert operation.artifacts(flow_run) == {}
-    assert copies(operation.project) == []
 
 
 @pytest.mark.slow
@@ -379,40 +429,6 @@ def kept_weights(cell: Cell) -> str:
     """The record of the weights that an experiment trained."""
     path = cell.settings.model_folder / "training/weights.json"
     return DVCFileSystem(rev=cell.name).read_text(path.as_posix())
-
-
-def test_maps_of_pairs_of_which_one_is_broken_by_a_worker(operation, tmp_path):
-    for name in ("good", "broken"):
-        for date, image in enumerate(scenes(50, 60), start=1):
-            write(tmp_path / f"{name}{date}.tif", image)
-    (tmp_path / "broken1.tif").write_bytes(b"no image")
-    (tmp_path / "pairs.csv").write_text(
-        "id,t1,t2\nbroken,broken1.tif,broken2.tif\ngood,good1.tif,good2.tif\n"
-        "signed,http://me:topsecret@127.0.0.1:1/1.tif?sig=topsecret,good2.tif"
-    )
-    flow_run = operation.start(
-        "predict/local",
-        pairs=str(tmp_path / "pairs.csv"),
-        weights=f"data/{TINY['dataset']}/models/dsfer-net/training/weights.safetensors",
-        out=str(tmp_path / "maps"),
-        options={"min_area": 5},
-    )
-    assert operation.finish(flow_run) == "Failed", operation.log(flow_run)
-    assert "2 of 3 pairs failed: broken, signed" in operation.message(flow_run)
-    rows = json.loads(operation.artifacts(flow_run)["maps"].data)
-    assert [(row["id"], row["status"]) for row in rows] == [
-        ("broken", "failed"), ("good", "done"), ("signed", "failed"),
-    ]  # fmt: skip
-    assert "http://127.0.0.1:1/1.tif?...: " in rows[2]["error"]
-    tries = {run.name: run.run_count for run in operation.client.read_task_runs(limit=200)}
-    assert (tries["broken"], tries["signed"]) == (1, 1 + RETRIES)  # an address may answer later
-    check_unknown(operation.project, "topsecret")
-    (shown,) = operation.client.read_artifacts(
-        artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["map-good"]))
-    )
-    assert "data:image/webp;base64," in shown.data
-    assert read_json(tmp_path / "maps/good/summary.json")["options"]["min_area"] == 5
-    assert sorted(each.name for each in (tmp_path / "maps").iterdir()) == ["good", "maps.json"]
 
 
 def sweep_command(grid: dict[str, Any]) -> list[str]:
@@ -505,6 +521,24 @@ def test_a_run_that_was_called_counts_as_crashed_after_ctrl_c(operation):
         assert operation.finish(first) == "Crashed"
 
 
+def test_training_is_cancelled_within_seconds_and_the_next_run_goes_on(operation):
+    project, others = operation.project, set(running(operation.project))
+    try:
+        for said in ("Running stage 'train'", "continuing from step"):
+            flow_run = operation.start("stage/local", name="train", iterations=100_000)
+            saved_state(project)
+            wait_for(lambda run=flow_run, said=said: said in operation.log(run))
+            operation.client.set_flow_run_state(flow_run.id, Cancelling())
+            wait_for(lambda: not training(project), 10)
+            assert operation.finish(flow_run) == "Cancelled"
+            wait_for(lambda: set(running(project)) <= others, 60)
+            assert list(project.glob(".dvc/tmp/flows/*")) == []  # neither copy nor lock
+            assert [path.name for path in project.glob(".dvc/tmp/resume/*/*")] == ["last.pt"]
+            assert list(project.glob(".dvc/tmp/resume/*.lock")) == []
+    finally:
+        shutil.rmtree(project / ".dvc/tmp/resume")
+
+
 @pytest.mark.slow
 def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
     """It is cancelled as two processes, each of which leads a session, and continued as one."""
@@ -538,7 +572,7 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
         yaml.dump(params, project / "params.yaml")
 
         for end in (signal.SIGINT, signal.SIGKILL):  # Ctrl-C in the worker's terminal is the first
-            assert saved_state(project)
+            assert list(project.glob(".dvc/tmp/resume/*/last.pt"))
             assert not any(read_json(project / ".dvc/tmp/rwlock").values())
             later = operation.start("stage/local", name="train")
             wait_for(lambda run=later: "continuing from step" in operation.log(run))
@@ -555,6 +589,6 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
         shutil.rmtree(project / ".dvc/tmp/resume")
 
 
-def saved_state(project: Path) -> bool:
-    """Wait until training has saved its state."""
-    return bool(wait_for(lambda: list(project.glob(".dvc/tmp/resume/*/last.pt"))))
+def saved_state(project: Path) -> None:
+    """Wait until a training that lives has saved its state; one that has ended may have left it."""
+    wait_for(lambda: training(project) and list(project.glob(".dvc/tmp/resume/*/last.pt")))
