@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from dsfer.data.workers import Processes, Spread, usable_cpus
 from dsfer.errors import ConfigError, DataError, DsferError, first_line
+from pipeline.guard import GRACE
 from pipeline.witness import witnessed
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def spread_out(cluster: int | str | None, name: str, work: Callable[[Spread], ob
 
         @flow(name=name, task_runner=DaskTaskRunner(address=address))  # type: ignore[arg-type]
         def run() -> None:
-            with witnessed(runtime.flow_run.id):  # no worker looks after this run of a flow
+            with witnessed(runtime.flow_run.id, GRACE):  # no worker looks after this flow run
                 work(_over_tasks)
 
         run()
