@@ -15,7 +15,7 @@ from dsfer.errors import ConfigError
 from dsfer.files import write_json
 from dsfer.processes import process_mark
 from pipeline import operate
-from tests.project import ROOT
+from tests.project import ROOT, run
 from tests.waiting import wait_for
 
 
@@ -124,3 +124,18 @@ def test_a_port_that_cannot_be_is_refused(monkeypatch, port):
     monkeypatch.setattr(operate, "PORT", port)
     with pytest.raises(ConfigError, match=f"PREFECT_SERVER_API_PORT: {port} is no port"):
         operate.check_port()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("PREFECT_SERVER_API_PORT", "abc", "should be a valid integer"),
+        ("PREFECT_LOGGING_LEVEL", "LOUD", "should be 'DEBUG'"),
+    ],
+)
+def test_a_setting_that_prefect_refuses_is_named(monkeypatch, setting, value, said):
+    monkeypatch.setenv(setting, value)
+    printed = run(ROOT, sys.executable, "-m", "pipeline.operate", "up", fails=True)
+    assert printed.startswith(f"error: {setting}: '{value}' is refused: Input {said}")
+    assert printed.endswith("To mend it: correct it, or unset it.\n")
+    assert printed.count("\n") == 1
