@@ -1,4 +1,4 @@
-"""Sees that a flow run ends when it is told to: `python -m pipeline.witness SECONDS [ID]`.
+"""Sees that a flow run ends when it is told to: `python -m pipeline.witness PID SECONDS [ID]`.
 
 A flow run has a witness: a process of a session of its own that holds one end of a pair of sockets.
 A run that ends by itself says farewell there. The numbers of the signals that reach the run arrive
@@ -46,7 +46,7 @@ def witnessed(flow_run_id: str | None, seconds: float) -> Iterator[None]:
     """
     ours, its = socket.socketpair()
     ours.setblocking(False)
-    given = [str(seconds), *([flow_run_id] if flow_run_id else [])]
+    given = [str(os.getpid()), str(seconds), *([flow_run_id] if flow_run_id else [])]
     witness = subprocess.Popen(
         [sys.executable, "-m", "pipeline.witness", *given],
         stdin=its,
@@ -75,34 +75,40 @@ def witnessed(flow_run_id: str | None, seconds: float) -> Iterator[None]:
     farewell()
 
 
-def watch(seconds: float, flow_run_id: UUID | None = None) -> None:
-    """Wait until the process that started this one says farewell or ends, and see that it does.
+def watch(pid: int, seconds: float, flow_run_id: UUID | None = None) -> None:
+    """Wait until a process says farewell or ends, and see that it does.
 
     Args:
+        pid: number of the process, which holds the other end of this one's standard input.
         seconds: what it has to end, see `witnessed`.
         flow_run_id: the run that it works on, if a server has to hear of it.
     """
-    end = threading.Thread(target=_end, args=(os.getppid(), seconds, flow_run_id), daemon=True)
+    ended = threading.Event()
+    end = threading.Thread(target=_end, args=(pid, seconds, flow_run_id, ended), daemon=True)
     with socket.socket(fileno=os.dup(sys.stdin.fileno())) as run:
         while heard := run.recv(1):
             if heard == FAREWELL:
                 return
             if heard[0] in ENDING and end.ident is None:
                 end.start()
+    ended.set()
     if flow_run_id:
         settle(flow_run_id)
 
 
-def _end(pid: int, seconds: float, flow_run_id: UUID | None) -> None:
+def _end(pid: int, seconds: float, flow_run_id: UUID | None, ended: threading.Event) -> None:
     """Kill a flow run, and what it has started, if it has not ended in so many seconds."""
     told = time.monotonic()
     if flow_run_id:
         importlib.import_module("prefect.client.orchestration")  # takes seconds: `settle` needs it
-    time.sleep(max(0.0, told + seconds - time.monotonic()))
+    if ended.wait(max(0.0, told + seconds - time.monotonic())):
+        return
     if flow_run_id:
         telling = threading.Thread(target=settle, args=(flow_run_id,), daemon=True)
         telling.start()
         telling.join(SECONDS_TO_TELL)
+    if ended.is_set():  # another process may have its number by now
+        return
     with suppress(psutil.NoSuchProcess):
         started = psutil.Process(pid).children(recursive=True)
         for each in (pid, *(process.pid for process in started)):
@@ -127,4 +133,4 @@ def settle(flow_run_id: UUID) -> None:
 
 
 if __name__ == "__main__":
-    watch(float(sys.argv[1]), *(UUID(each) for each in sys.argv[2:3] or ()))
+    watch(int(sys.argv[1]), float(sys.argv[2]), *map(UUID, sys.argv[3:]))
