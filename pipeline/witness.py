@@ -49,7 +49,7 @@ def witnessed(flow_run_id: str | None, seconds: float) -> Iterator[None]:
     given = [str(os.getpid()), str(seconds), *([flow_run_id] if flow_run_id else [])]
     witness = subprocess.Popen(
         [sys.executable, "-m", "pipeline.witness", *given],
-        stdin=its,
+        stdin=its.fileno(),
         stdout=subprocess.DEVNULL,  # the worker reads the run's until nobody holds it
         stderr=subprocess.DEVNULL,
         start_new_session=True,
