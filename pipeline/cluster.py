@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from dsfer.data.workers import Processes, Spread, usable_cpus
 from dsfer.errors import ConfigError, DataError, DsferError, first_line
+from pipeline.guard import GRACE
+from pipeline.prefect_settings import check_prefect_settings
 from pipeline.witness import witnessed
 
 log = logging.getLogger(__name__)
@@ -53,13 +55,14 @@ def spread_out(cluster: int | str | None, name: str, work: Callable[[Spread], ob
         work: does it all, given where to do it.
 
     Raises:
-        ConfigError: no Prefect server is known, or it does not answer; no scheduler answers at the
-            address; or a worker has several threads.
+        ConfigError: no Prefect server is known, or it does not answer; a setting of Prefect is
+            impossible; no scheduler answers at the address; or a worker has several threads.
         DataError: a chunk killed one worker after the other.
     """
     if cluster is None:
         work(Processes(usable_cpus()))
         return
+    check_prefect_settings()
     # These take seconds to import.
     from prefect import flow, runtime
     from prefect.client.orchestration import get_client
@@ -90,7 +93,7 @@ def spread_out(cluster: int | str | None, name: str, work: Callable[[Spread], ob
 
         @flow(name=name, task_runner=DaskTaskRunner(address=address))  # type: ignore[arg-type]
         def run() -> None:
-            with witnessed(runtime.flow_run.id):  # no worker looks after this run of a flow
+            with witnessed(runtime.flow_run.id, GRACE):  # no worker looks after this flow run
                 work(_over_tasks)
 
         run()

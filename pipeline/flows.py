@@ -13,10 +13,9 @@ import re
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
@@ -40,6 +39,7 @@ from dsfer.devices import visible_gpus
 from dsfer.errors import ConfigError
 from dsfer.figures import data_uri
 from dsfer.files import read_json
+from dsfer.signals import when_parent_ends
 from pipeline.artifacts import publish
 from pipeline.benchmark import OUT, Plan
 from pipeline.commands import Command, CommandError
@@ -65,9 +65,6 @@ NETWORK = "network"
 
 SECONDS_BETWEEN_UPDATES = 5.0
 """How often a progress bar is passed on to the server."""
-
-SECONDS_BETWEEN_LOOKS = 1.0
-"""How often a flow run looks whether its worker lives."""
 
 SECONDS_TO_END = 30.0
 """What a flow run has between being told to end and being killed: as much as a worker gives it."""
@@ -407,35 +404,25 @@ def run_module(module: str, options: list[str]) -> None:
 
 
 @contextmanager
-def end_with_worker() -> Iterator[None]:
+def end_with_worker(seconds: float = SECONDS_TO_END) -> Iterator[None]:
     """End a flow run whose worker died: nobody could see or cancel it any more.
 
     The run then counts as crashed, even if its process was killed too (`pipeline.witness`), and
     what it had started is stopped. A flow that was called without a worker has none to lose, and
     one without a server nobody to tell.
+
+    Args:
+        seconds: after which a run is killed that was told to end, in whatever way, and has not.
     """
-    over = threading.Event()
-    if runtime.deployment.id:
-        threading.Thread(target=_watch_worker, args=(os.getppid(), over), daemon=True).start()
-    try:
-        with witnessed(runtime.flow_run.id) if PREFECT_API_URL.value() else nullcontext():
-            yield
-    finally:
-        over.set()
-
-
-def _watch_worker(parent: int, over: threading.Event) -> None:
-    """Tell this process to end once its parent is another one, or is no worker to begin with.
-
-    One that does not, as it is in the midst of mapping a pair, is killed.
-    """
-    lost = not _is_worker(parent)
-    while not lost and not over.wait(SECONDS_BETWEEN_LOOKS):
-        lost = os.getppid() != parent
-    if lost:
-        os.kill(os.getpid(), signal.SIGTERM)
-        if not over.wait(SECONDS_TO_END):
-            os.kill(os.getpid(), signal.SIGKILL)
+    told = runtime.flow_run.id if PREFECT_API_URL.value() else None
+    with witnessed(told, seconds):
+        if runtime.deployment.id:
+            worker, end = os.getppid(), functools.partial(os.kill, os.getpid(), signal.SIGTERM)
+            if _is_worker(worker):
+                when_parent_ends(end, worker)
+            else:
+                end()
+        yield
 
 
 def _is_worker(parent: int) -> bool:

@@ -13,22 +13,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import typer
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import State, StateType
-from prefect.exceptions import ObjectAlreadyExists
-from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Crashed
-from prefect.workers.process import ProcessWorker
 from rich.console import Console
 from tenacity import Retrying, stop_after_delay, wait_fixed
 from tenacity.retry import retry_if_result
@@ -37,7 +25,12 @@ from dsfer.devices import visible_gpus
 from dsfer.errors import ConfigError, DsferError
 from dsfer.files import read_json, write_json
 from dsfer.processes import process_mark
+from pipeline.prefect_settings import check_prefect_settings
 from pipeline.stages import run
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import State
 
 HOME = Path(".prefect")
 """Data base, logs and the list of what was started."""
@@ -177,6 +170,10 @@ def _start(name: str, *arguments: str, **extra: str) -> subprocess.Popen[bytes]:
 
 def create_pools(*names: str) -> None:
     """Create work pools; those of an earlier start stay as somebody may have set them."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+    from prefect.workers.process import ProcessWorker
+
     template = ProcessWorker.get_default_base_job_template()
     with _client() as client:
         for name in names:
@@ -203,6 +200,14 @@ def settle_lost_runs() -> None:
 
     They would look as if under way for ever, and hold their place in a pool that has a limit.
     """
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
     open_ = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
     chosen = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_)))
     with _client() as client:
@@ -225,7 +230,7 @@ def check_port() -> None:
         ConfigError: there is no such port.
         OperationError: another program does.
     """
-    if not 0 < int(PORT) < 2**16:  # that it is a number at all, Prefect sees when it is imported
+    if not 0 < int(PORT) < 2**16:  # that it is a number at all, `check_prefect_settings` has seen
         raise ConfigError(
             f"{PORT} is no port", where="PREFECT_SERVER_API_PORT", mend="set it to 1024 to 65535"
         )
@@ -238,7 +243,11 @@ def check_port() -> None:
 
 
 @contextmanager
-def _client() -> Iterator[SyncPrefectClient]:
+def _client() -> Iterator["SyncPrefectClient"]:
+    check_prefect_settings()
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     with temporary_settings({PREFECT_API_URL: API}), get_client(sync_client=True) as client:
         yield client
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import psutil
 import pytest
 import torch
 from distributed import Client, LocalCluster
+from filelock import FileLock
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -42,6 +44,7 @@ from dsfer.errors import (
 )
 from dsfer.mapping.pairs import list_pairs, map_pair, map_pairs
 from dsfer.mapping.predict import MapOptions
+from dsfer.processes import process_mark
 from dsfer.weights import Metadata, save_weights
 from pipeline import cluster, prediction
 from pipeline.cluster import spread_out
@@ -355,3 +358,26 @@ def test_work_is_tried_again_where_its_error_may_pass():
     assert not passing(LabelError("holds the values 7", where="s3://bucket/a.tif"))
     assert not passing(NoStoreError("no such bucket", where="s3://bucket"))
     assert not passing(ConfigError("no share", where="overlap"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [None, 2])
+def test_ctrl_c_ends_maps_in_time_with_the_workers_that_make_them(mapped, server, workers):
+    for date, image in enumerate(scenes(300_000, 40), start=1):
+        write(mapped / f"long{date}.tif", image)
+    (mapped / "pairs.csv").write_text("id,t1,t2\nlong,long1.tif,long2.tif")
+    given = [str(mapped / name) for name in ("pairs.csv", "weights.safetensors", "maps")]
+    code = f"from pipeline.prediction import predict; predict(*{given}, cluster={workers})"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, start_new_session=True,
+        env=os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value())},
+    ) as called:  # fmt: skip
+        wait_for((mapped / "maps/.long.partial/run.json").exists)
+        started = psutil.Process(called.pid).children(recursive=True)
+        marks = {process.pid: process_mark(process.pid) for process in started}
+        assert len(marks) > (workers or 0)  # and a witness
+        os.killpg(called.pid, signal.SIGINT)  # what a terminal does at Ctrl-C
+        called.wait(10)
+    wait_for(lambda: not any(mark == process_mark(pid) for pid, mark in marks.items()), 10)
+    with FileLock(mapped / "maps/.long.partial/lock").acquire(timeout=0):
+        assert not (mapped / "maps/long").exists()

@@ -3,13 +3,16 @@
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 from dvc.repo import Repo
 
 from pipeline.experiments import WORKERS, failure, finished, run_queued
 from tests.project import command, commit, dvc, environment, run
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 STAGES = f"""\
 stages:
@@ -93,48 +96,56 @@ def test_what_a_worker_took_and_never_began_is_run(project, tmp_path):
 
 
 SWEEP = """
-import os, signal, sys
+import os, sys
 from pathlib import Path
 from dvc.repo.experiments.queue.base import BaseStashQueue
+from dsfer.signals import stop_on_signals
 from pipeline.cells import queue_held
 from pipeline.experiments import run_queued
+from pipeline.stages import run
 from pipeline.workspace import restore_params
 
 def stash(queue, *args, **kwargs):  # by now the values are in params.yaml
-    if kwargs["run_env"]["DVC_EXP_NAME"] == sys.argv[1]:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if kwargs["run_env"]["DVC_EXP_NAME"] == sys.argv[2]:
+        os.kill(os.getpid(), int(sys.argv[1]))
     return real(queue, *args, **kwargs)
 
+def main():
+    restore_params(Path(), "a sweep")
+    with queue_held("a sweep"):
+        experiments = {"long": {"amount": 5}, "short": {"amount": 1}}
+        run_queued(experiments, 1, stop_on_signals(patience=None), check=lambda: None)
+
 real, BaseStashQueue._pack_args = BaseStashQueue._pack_args, stash
-restore_params(Path(), "a sweep")
-with queue_held("a sweep"):
-    experiments = {"long": {"amount": 5}, "short": {"amount": 1}}
-    run_queued(experiments, 1, stopped=lambda: False, check=lambda: None)
+run(main)
 """
+
+
+def start_sweep(number: int, at: str = "") -> subprocess.Popen[str]:
+    """Start a sweep that sends itself a signal while it queues an experiment."""
+    command = [sys.executable, "-c", SWEEP, str(int(number)), at]
+    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_itself_goes_on(project, tmp_path):
     """While it queues the second experiment, and again while the first one runs."""
 
-    def start(killed_at=""):
-        return subprocess.Popen([sys.executable, "-c", SWEEP, killed_at], env=environment())
-
     def begun():
         return (tmp_path / "tries").read_text().split() if (tmp_path / "tries").exists() else []
 
     params = project / "params.yaml"
-    assert start(killed_at="short").wait() == -signal.SIGKILL
+    assert start_sweep(signal.SIGKILL, at="short").wait() == -signal.SIGKILL
     assert params.read_text() == "amount: 1\n"  # as DVC wrote it
 
-    with start() as sweep:
+    with start_sweep(signal.SIGKILL) as sweep:
         wait_for(begun)
         sweep.kill()
     assert params.read_text() == "amount: 0\n"
     assert (project / ".dvc/tmp/flows/params.replaced.yaml").read_text() == "amount: 1\n"
     assert begun() == ["amount:", "5"]  # and it still runs
 
-    with start() as sweep:
+    with start_sweep(signal.SIGKILL) as sweep:
         wait_for(lambda: begun().count("5") == 2)
         (tmp_path / "end").touch()
     assert sweep.returncode == 0
@@ -142,6 +153,37 @@ def test_a_sweep_that_is_killed_itself_goes_on(project, tmp_path):
     assert finished() == {"long", "short"}
     assert not {"Queued", "Running"} & set(dvc(project, "queue", "status").split())
     assert run(project, "git", "status", "--short", "--branch") == "## main\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["short", ""], ids=["while it queues", "while experiments run"])
+def test_ctrl_c_ends_a_sweep_and_all_it_started_in_time(project, tmp_path, at):
+    with start_sweep(signal.SIGINT, at) as sweep:
+        if at:
+            wait_for(lambda: "1" in (project / "params.yaml").read_text())
+        else:
+            wait_for((tmp_path / "tries").exists)
+            assert measuring(project)
+            sweep.send_signal(signal.SIGINT)
+        told = time.monotonic()
+        _, said = sweep.communicate(timeout=PATIENCE)
+        assert time.monotonic() - told < 10
+    assert sweep.returncode == 1 and "stopped with 2 experiments to do" in said
+    assert not measuring(project)
+    assert dvc(project, "queue", "status").count("Queued") == 0
+    assert run(project, "git", "status", "--short", "--branch") == "## main\n"
+    assert not (project / ".dvc/tmp/flows/params.replaced.yaml").exists()
+    assert not list((project / ".dvc/tmp/flows").glob("*.lock"))
+
+
+def measuring(project: Path) -> list[psutil.Process]:
+    """Processes of the stage, in the project or a copy of it."""
+    found = psutil.process_iter(["cmdline", "cwd"])
+    return [
+        process for process in found
+        if "measure.py" in (process.info["cmdline"] or [])
+        and Path(process.info["cwd"] or "/").is_relative_to(project)
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

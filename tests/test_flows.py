@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -37,7 +36,7 @@ from ruamel.yaml import YAML
 from dsfer.errors import ConfigError
 from dsfer.files import read_json
 from dsfer.processes import process_mark
-from pipeline import flows, operate
+from pipeline import operate
 from pipeline.cells import Cell, read_metrics
 from pipeline.cluster import RETRIES
 from pipeline.comparison import draw_plates
@@ -324,22 +323,6 @@ def test_experiments_do_not_share_a_gpu(monkeypatch):
     check_jobs(2)
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_a_run_without_its_worker_that_does_not_end_is_killed(monkeypatch, ends):
-    monkeypatch.setattr(flows, "SECONDS_TO_END", 0.01)
-    over, sent = threading.Event(), []
-
-    def kill(pid: int, number: int) -> None:
-        assert pid == os.getpid()
-        sent.append(number)
-        if ends:
-            over.set()
-
-    monkeypatch.setattr(os, "kill", kill)
-    flows._watch_worker(1, over)
-    assert sent == [signal.SIGTERM] + [signal.SIGKILL] * (not ends)
-
-
 def test_a_second_start_is_refused_and_lost_runs_are_settled(operation, monkeypatch):
     monkeypatch.setattr(operate, "API", str(operation.client.api_url))
     with pytest.raises(operate.OperationError, match="a server answers there already"):
@@ -592,3 +575,26 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
 def saved_state(project: Path) -> None:
     """Wait until a training that lives has saved its state; one that has ended may have left it."""
     wait_for(lambda: training(project) and list(project.glob(".dvc/tmp/resume/*/last.pt")))
+
+
+@pytest.mark.slow
+def test_maps_that_are_cancelled_end_in_time_and_go_on(operation, tmp_path):
+    """A pair of which the rows were noted once, long before it is done."""
+    project, maps = operation.project, tmp_path / "maps"
+    for date, image in enumerate(scenes(300_000, 40), start=1):
+        write(tmp_path / f"long{date}.tif", image)
+    (tmp_path / "pairs.csv").write_text("id,t1,t2\nlong,long1.tif,long2.tif\n")
+    weights = f"data/{TINY['dataset']}/models/dsfer-net/training/weights.safetensors"
+    given = {"pairs": str(tmp_path / "pairs.csv"), "weights": weights, "out": str(maps)}
+    others = set(running(project))  # the server and its worker
+    progress = maps / ".long.partial/progress.json"
+    for _ in range(2):
+        before = progress.stat().st_mtime if progress.exists() else 0
+        flow_run = operation.start("predict/local", **given)
+        wait_for(lambda before=before: progress.exists() and progress.stat().st_mtime > before)
+        operation.client.set_flow_run_state(flow_run.id, Cancelling())
+        wait_for(lambda: set(running(project)) <= others, 10)
+        assert operation.finish(flow_run) == "Cancelled"
+        assert not (maps / "long").exists()
+    first, second = read_json(progress)["runs"]
+    assert first["from_row"] == 0 and 0 < second["from_row"] < read_json(progress)["rows"]

@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
+import httpx
 import psutil
 import pytest
 import torch
+from prefect.client import base
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from dsfer.errors import ConfigError
 from dsfer.files import write_json
 from dsfer.processes import process_mark
-from pipeline import operate
-from tests.project import ROOT
+from pipeline import flows, operate
+from tests.project import ROOT, run
 from tests.waiting import wait_for
 
 
@@ -124,3 +127,32 @@ def test_a_port_that_cannot_be_is_refused(monkeypatch, port):
     monkeypatch.setattr(operate, "PORT", port)
     with pytest.raises(ConfigError, match=f"PREFECT_SERVER_API_PORT: {port} is no port"):
         operate.check_port()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("PREFECT_SERVER_API_PORT", "abc", "should be a valid integer"),
+        ("PREFECT_LOGGING_LEVEL", "LOUD", "should be 'DEBUG'"),
+    ],
+)
+def test_a_setting_that_prefect_refuses_is_named(monkeypatch, setting, value, said):
+    monkeypatch.setenv(setting, value)
+    printed = run(ROOT, sys.executable, "-m", "pipeline.operate", "up", fails=True)
+    assert printed.startswith(f"error: {setting}: '{value}' is refused: Input {said}")
+    assert printed.endswith("To mend it: correct it, or unset it.\n")
+    assert printed.count("\n") == 1
+
+
+def test_a_stage_gives_up_about_a_minute_after_its_server_is_gone(monkeypatch):
+    """Its next report waits 2, 4, 8, 16 and 32 seconds, each of them within a fifth."""
+    before = property(lambda _: True, lambda *_: None)
+    monkeypatch.setattr(base.PrefectHttpxSyncClient, "_has_connected", before, raising=False)
+    monkeypatch.setattr(base, "time", time := Mock())
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}),
+        pytest.warns(FutureWarning, match="outside of a flow"),
+        pytest.raises(httpx.ConnectError),
+    ):
+        flows.Progress("train").follow("training:  40%|####      | 400/1000")
+    assert 49 < sum(call.args[0] for call in time.sleep.call_args_list) < 75
