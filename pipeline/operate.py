@@ -69,7 +69,7 @@ def up() -> None:
     end_started()  # workers whose server is gone
     HOME.mkdir(exist_ok=True)
     try:
-        _wait_until_healthy(_start("server", "server", "start"))
+        _wait_until_healthy(_start("server", "server", "start", api=API))
         gpus = visible_gpus()
         create_pools("cpu", "gpu")
         _register_deployments()
@@ -113,8 +113,9 @@ def end_started() -> int:
             process = psutil.Process(entry["pid"])
             if process_mark(process.pid) != entry["mark"]:
                 continue  # the number belongs to another process by now
-            if entry["name"] == "server" and _healthy():
-                settle_lost_runs()
+            # Another clone's server may listen where this one would now.
+            if (api := entry.get("api")) and _healthy(api):
+                settle_lost_runs(api)
             started = process.children(recursive=True)  # while their parents live to be asked
             marks = {each.pid: process_mark(each.pid) for each in (process, *started)}
             process.terminate()
@@ -151,8 +152,13 @@ def start_worker(name: str, *arguments: str, gpu: str) -> None:
     _start(f"worker-{name}", *named, CUDA_VISIBLE_DEVICES=gpu)
 
 
-def _start(name: str, *arguments: str, **extra: str) -> subprocess.Popen[bytes]:
-    """Start a Prefect command in the background, and note how to find it again."""
+def _start(
+    name: str, *arguments: str, api: str | None = None, **extra: str
+) -> subprocess.Popen[bytes]:
+    """Start a Prefect command in the background, and note how to find it again.
+
+    Of a server that is its address, too.
+    """
     with (HOME / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *arguments],
@@ -163,7 +169,7 @@ def _start(name: str, *arguments: str, **extra: str) -> subprocess.Popen[bytes]:
             start_new_session=True,
         )
     entries = read_json(RECORD) if RECORD.is_file() else []
-    entry = {"name": name, "pid": process.pid, "mark": process_mark(process.pid)}
+    entry = {"name": name, "pid": process.pid, "mark": process_mark(process.pid), "api": api}
     write_json(RECORD, [*entries, entry])
     return process
 
@@ -195,10 +201,13 @@ def _register_deployments() -> None:
         raise OperationError(done.stdout.strip(), where="prefect deploy --all")
 
 
-def settle_lost_runs() -> None:
+def settle_lost_runs(api: str | None = None) -> None:
     """Say of flow runs that they crashed with their worker; none of this machine's is alive.
 
     They would look as if under way for ever, and hold their place in a pool that has a limit.
+
+    Args:
+        api: address of the server; None for that of `up`.
     """
     from prefect.client.schemas.filters import (
         FlowRunFilter,
@@ -210,7 +219,7 @@ def settle_lost_runs() -> None:
 
     open_ = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
     chosen = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_)))
-    with _client() as client:
+    with _client(api) as client:
         for flow_run in client.read_flow_runs(flow_run_filter=chosen):
             if str(flow_run.labels.get("prefect.worker.name")).endswith(HERE):
                 state: State[Any] = Crashed(message="Its worker has gone.")
@@ -243,17 +252,17 @@ def check_port() -> None:
 
 
 @contextmanager
-def _client() -> Iterator["SyncPrefectClient"]:
+def _client(api: str | None = None) -> Iterator["SyncPrefectClient"]:
     check_prefect_settings()
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: API}), get_client(sync_client=True) as client:
+    with temporary_settings({PREFECT_API_URL: api or API}), get_client(sync_client=True) as client:
         yield client
 
 
-def _healthy() -> bool:
-    with _client() as client:
+def _healthy(api: str | None = None) -> bool:
+    with _client(api) as client:
         return client.api_healthcheck() is None
 
 

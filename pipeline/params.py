@@ -328,6 +328,18 @@ def resolve(params: Params) -> Settings:
     )
 
 
+def check_no_secrets(path: Path) -> None:
+    """Refuse a `params.yaml` with credentials before DVC prints and records what is in it.
+
+    Raises:
+        ConfigError: a value is, or holds, a URL with credentials; or the file is no YAML.
+    """
+    values = read_yaml(path)
+    if isinstance(values, dict):
+        for key, value in values.items():
+            _check_no_secret(key, str(value))
+
+
 def current_settings(changes: Mapping[str, Any] | None = None) -> Settings:
     """The settings of the project whose top folder is the current one, with `changes` on top."""
     return resolve(load_params(changes=changes))

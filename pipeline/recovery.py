@@ -10,7 +10,7 @@ import logging
 import re
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -23,12 +23,13 @@ from dvc.repo import Repo
 from dvc.repo.experiments.refs import EXEC_HEAD, EXEC_NAMESPACE
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from dvc.scm import Git
+from filelock import FileLock, Timeout
 
 from dsfer.console import run
 from dsfer.errors import DsferError
 from dsfer.files import remove_leftovers, write_bytes
 from dsfer.processes import process_mark
-from pipeline.params import PARAMS
+from pipeline.params import PARAMS, check_no_secrets
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ DATA = "data"
 
 KEPT = Path(".dvc/tmp/flows/params.yaml")
 """`params.yaml` as it was before a sweep or benchmark had DVC queue experiments, while it does."""
+
+HELD = KEPT.with_name("workspace")
+"""Who works in the project holds the lock of this name, with `.lock` behind it."""
 
 REPLACED = KEPT.with_suffix(".replaced.yaml")
 """What `KEPT` took the place of."""
@@ -57,7 +61,7 @@ LEFT_BEHIND = 0.5
 living one needs milliseconds for it."""
 
 
-def recover(root: Path) -> None:
+def recover(root: Path, *, held: bool = False) -> None:
     """Make the project at `root` usable by DVC again; does nothing to one that is.
 
     - `.dvc/tmp/rwlock`, which says who reads and writes what, and that of experiments are removed
@@ -71,15 +75,17 @@ def recover(root: Path) -> None:
     - What `dvc exp run` and `dvc exp save` keep in git while they are at work is removed, since it
       stops the next one; and the branch that they have left for that time is the current one again.
     - `params.yaml`, into which DVC writes the values of an experiment to queue it, is as before
-      where a sweep or benchmark was killed amid that.
+      where a sweep or benchmark was killed amid that; what it kept to that end goes where not.
 
     Processes of other machines, which may share the folder, are not seen: DVC notes a number alone.
 
     Args:
         root: folder of `dvc.yaml`.
+        held: whether the caller holds the project for itself (`HELD`).
 
     Raises:
         DsferError: a living DVC process may be writing these files.
+        ConfigError: `params.yaml` holds credentials, which DVC would print and record.
     """
     with Repo(str(root)) as repo:
         try:
@@ -91,12 +97,16 @@ def recover(root: Path) -> None:
                 _remove_temporary(root / DATA)
                 if isinstance(repo.scm, Git) and "at work" not in states:
                     _forget_experiment(repo.scm, killed=states[1] == "killed")
-                if states[1] == "killed" and (root / KEPT).exists():
+                if (root / KEPT).exists() and states[1] == "killed":
                     _restore_params(root)
+                elif (root / KEPT).exists() and states[1] == "free":
+                    _forget_params(root, held=held)
         except LockError as error:
             raise DsferError(
                 "another DVC command is at work here", where=root, mend="wait for its end"
             ) from error
+    if (root / PARAMS).is_file():
+        check_no_secrets(root / PARAMS)
 
 
 def is_leftover(path: Path, pid: int) -> bool:
@@ -238,6 +248,16 @@ def _restore_params(root: Path) -> None:
         )  # fmt: skip
     _git(root, "reset", "--quiet", "--", str(PARAMS), ARGUMENTS)
     (root / KEPT).unlink()
+
+
+def _forget_params(root: Path, *, held: bool) -> None:
+    """Remove what a sweep kept that was killed between two experiments: the former values are back.
+
+    It would undo later edits. A living sweep holds the project.
+    """
+    alone = nullcontext() if held else FileLock(root / f"{HELD}.lock", timeout=0)
+    with suppress(Timeout), alone:
+        (root / KEPT).unlink(missing_ok=True)  # a sweep may just have ended
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -22,7 +22,7 @@ from dsfer.errors import DataError, DsferError
 from dsfer.files import read_json, write_bytes, write_json
 from pipeline.frozen import read_yaml
 from pipeline.params import PARAMS, change_params
-from pipeline.recovery import KEPT, recover, recover_cache
+from pipeline.recovery import HELD, KEPT, recover, recover_cache
 
 COPIES = Path(".dvc/tmp/flows")
 """Where copies and locks of flow runs lie in a project."""
@@ -48,11 +48,12 @@ def project_workspace(project: Path, who: str) -> Iterator[Path]:
 
     Raises:
         WorkspaceError: another flow run holds it.
+        ConfigError: `params.yaml` holds credentials.
     """
     mend = "wait for that run or cancel it; a run with parameters has a copy of its own"
-    with hold(project / COPIES / "workspace", project, who, mend):
+    with hold(project / HELD, project, who, mend):
         _remove_leftovers(project)
-        recover(project)
+        recover(project, held=True)
         yield project
 
 
@@ -67,7 +68,7 @@ def params_kept(project: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        kept.unlink()
+        kept.unlink(missing_ok=True)  # a recovery beside it took it for a killed one's
 
 
 def restore_params(project: Path, who: str) -> None:

@@ -598,3 +598,34 @@ def test_maps_that_are_cancelled_end_in_time_and_go_on(operation, tmp_path):
         assert not (maps / "long").exists()
     first, second = read_json(progress)["runs"]
     assert first["from_row"] == 0 and 0 < second["from_row"] < read_json(progress)["rows"]
+
+
+@pytest.mark.slow
+def test_training_of_a_killed_run_stops_and_the_next_run_continues_it(operation):
+    """Its own process is killed: alone at first, then with its worker, which could report it."""
+    project = operation.project
+    yaml = YAML()
+    params = yaml.load(project / "params.yaml")
+    params["iterations"] = 100_000
+    yaml.dump(params, project / "params.yaml")
+    commit(project, "long")
+    others = set(running(project))
+    try:
+        for also in (False, True):
+            flow_run = operation.start("stage/local", name="train")
+            saved_state(project)
+            wait_for(lambda: training(project))
+            if also:
+                wait_for(lambda run=flow_run: "continuing from step" in operation.log(run))
+            worker = operation.started("worker-cpu")
+            (process,) = worker.children()
+            for each in [worker] * also + [process]:
+                each.kill()
+            wait_for(lambda: not training(project), 60)
+            assert operation.finish(flow_run) == "Crashed"
+            wait_for(lambda: set(running(project)) <= others, 60)
+        operation.start_worker()
+    finally:
+        run(project, "git", "reset", "--quiet", "--hard", "HEAD~1")
+        restore(project)
+        shutil.rmtree(project / ".dvc/tmp/resume")

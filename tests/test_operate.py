@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import httpx
@@ -30,12 +32,14 @@ def home(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def start(monkeypatch: pytest.MonkeyPatch, code: str) -> subprocess.Popen[bytes]:
-    """Start a program in place of a worker, as `make up` does."""
+def start(
+    monkeypatch: pytest.MonkeyPatch, code: str, name: str = "worker-cpu", **how: str
+) -> subprocess.Popen[bytes]:
+    """Start a program in place of a worker, or of the server, as `make up` does."""
     popen, command = subprocess.Popen, [sys.executable, "-c", code]
     with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "Popen", lambda _, **how: popen(command, **how))
-        return operate._start("worker-cpu", "worker", "start")
+        patch.setattr(subprocess, "Popen", lambda _, **options: popen(command, **options))
+        return operate._start(name, **how)
 
 
 @pytest.fixture
@@ -59,6 +63,24 @@ def test_another_process_that_has_the_number_by_now_is_left_alone(started):
     write_json(operate.RECORD, [entry])
     assert operate.end_started() == 0
     assert started.poll() is None
+
+
+def test_runs_are_settled_on_the_server_that_was_started_not_on_the_one_at_the_usual_port(
+    home, monkeypatch
+):
+    """Another clone's may listen there: `make down` is not told the port of `make up`."""
+    asked: list[str] = []
+
+    @contextmanager
+    def client(**_: Any) -> Iterator[Mock]:
+        asked.append(PREFECT_API_URL.value())
+        yield Mock(**{"api_healthcheck.return_value": None, "read_flow_runs.return_value": []})
+
+    monkeypatch.setattr(operate, "get_client", client)
+    ours = "http://127.0.0.1:4300/api"
+    with start(monkeypatch, "import time; time.sleep(100)", "server", api=ours):
+        assert operate.end_started() == 1
+    assert asked == [ours, ours]  # whether it answers, and of its runs
 
 
 def test_what_a_flow_run_started_has_the_time_to_save(home, monkeypatch):
@@ -102,8 +124,16 @@ def test_a_worker_sees_one_of_the_gpus_that_make_up_sees(home, monkeypatch, caps
     seen = [call.kwargs.get("CUDA_VISIBLE_DEVICES") for call in process.call_args_list]
     names = (visible or "0,1").split(",") if count else []
     assert seen == [None, "", *names]  # of the server, the CPU pool's worker, and the others
-    workers = [call.args[0] for call in process.call_args_list[2:]]
-    assert workers == [f"worker-gpu{name}" for name in names]
+    on_gpus = ("--pool", "gpu", "--limit", "1")  # one training at a time
+    assert [call.args for call in process.call_args_list] == [
+        ("server", "server", "start"),
+        ("worker-cpu", "worker", "start", "--name", f"cpu{operate.HERE}", "--pool", "cpu"),
+        *(
+            (f"worker-gpu{n}", "worker", "start", "--name", f"gpu{n}{operate.HERE}", *on_gpus)
+            for n in names
+        ),
+    ]
+    assert process.call_args_list[0].kwargs == {"api": operate.API}
     assert ("runs of …/gpu wait" in capsys.readouterr().out) == (count == 0)
 
 

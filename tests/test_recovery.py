@@ -6,15 +6,17 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from dvc.dvcfile import Lockfile
 from dvc.repo import Repo
 from dvc.repo.experiments.refs import EXEC_BASELINE, EXEC_BRANCH, EXEC_HEAD, EXEC_NAMESPACE
+from filelock import FileLock
 
-from dsfer.errors import DsferError
-from pipeline.recovery import recover, recover_cache
+from dsfer.errors import ConfigError, DsferError
+from pipeline.recovery import HELD, KEPT, recover, recover_cache
 
 pytestmark = pytest.mark.xdist_group("dvc")
 
@@ -148,6 +150,34 @@ def test_files_cut_off_anywhere_are_usable_again(project, committed):
         outcomes.add("gone" if found is None else "back" if len(found) == 2 else "short")
         assert not (project / ".dvc/tmp/rwlock").exists() or length >= 12
     assert ("back" if committed else "gone") in outcomes
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_params_that_a_sweep_kept_do_not_undo_later_edits(project, alone):
+    """It was killed between two experiments, so that nothing is to be restored; or it lives."""
+    kept, params = project / KEPT, project / "params.yaml"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("lr: 1\n")
+    params.write_text("lr: 2\n")
+    with nullcontext() if alone else FileLock(project / f"{HELD}.lock"):
+        recover(project)
+    assert kept.exists() != alone
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    entry = {"pid": dead.pid, "cmd": "dvc exp run"}
+    (project / ".dvc/tmp/exps").mkdir()
+    (project / ".dvc/tmp/exps/rwlock").write_text(json.dumps({"write": {"workspace": entry}}))
+    recover(project)
+    assert params.read_text() == f"lr: {1 + alone}\n"
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("key", ["source", "shards", "pretrained"])
+def test_params_with_credentials_are_refused_before_dvc_reads_them(project, key):
+    (project / "params.yaml").write_text(f"seed: 1\n{key}: s3://key:topsecret@bucket/city\n")
+    with pytest.raises(ConfigError, match=f"params.yaml, {key}: .*environment alone") as caught:
+        recover(project)
+    assert "topsecret" not in str(caught.value)
 
 
 def test_a_living_dvc_is_not_disturbed(project):

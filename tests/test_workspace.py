@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 
 from dsfer.errors import ConfigError
 from pipeline import flows
+from pipeline.recovery import KEPT
 from pipeline.workspace import (
     COPIES,
     WorkspaceError,
@@ -167,6 +168,20 @@ def test_a_run_in_the_project_removes_what_killed_ones_have_left(project):
     kill(held_by_another(project, "changed_workspace", "{'seed': 1}, "))
     with project_workspace(project, "us"):
         assert copies(project) == []
+
+
+def test_a_run_in_the_project_starts_with_no_params_of_a_killed_sweep_and_no_credentials(project):
+    with project_workspace(project, "a sweep"):
+        (project / KEPT).write_text("seed: 1\n")
+    with project_workspace(project, "us"):
+        assert not (project / KEPT).exists()
+    with (project / "params.yaml").open("a") as params:
+        params.write("mine: https://me:topsecret@host/x\n")
+    with (
+        pytest.raises(ConfigError, match="mine: the URL of https"),
+        project_workspace(project, "us"),
+    ):
+        pass
 
 
 def test_a_killed_run_may_start_again_while_another_removes_its_copy(project, monkeypatch):
