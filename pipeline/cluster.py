@@ -7,18 +7,22 @@ error may pass, and run elsewhere when its worker is killed.
 
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dsfer.data.workers import Processes, Spread, usable_cpus
 from dsfer.errors import ConfigError, DataError, DsferError, first_line
 from pipeline.guard import GRACE
 from pipeline.prefect_settings import check_prefect_settings
 from pipeline.witness import witnessed
+
+if TYPE_CHECKING:
+    from distributed import Future, Worker
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +34,9 @@ AHEAD = 1000
 
 PATIENCE = 10.0
 """Seconds that a scheduler may take to answer."""
+
+PAUSE = 0.1
+"""Seconds between two looks at what still runs."""
 
 RETRIES = 2
 """How often a chunk is tried again after an error that no input can be blamed for."""
@@ -163,11 +170,14 @@ def _over_tasks(
     )(_apply)
     here = Path.cwd(), _versions()
     chunks = (items[start : start + chunk] for start in range(0, len(items), chunk))
-    waiting = deque(apply.submit(function, part, *here) for part in islice(chunks, AHEAD))
+    submitted = (apply.submit(function, part, *here) for part in chunks)
+    waiting: deque[Any] = deque()
     try:
+        waiting.extend(islice(submitted, AHEAD))
         while waiting:
-            results = waiting.popleft().result()
-            waiting.extend(apply.submit(function, part, *here) for part in islice(chunks, 1))
+            results = waiting[0].result()
+            waiting.popleft()
+            waiting.extend(islice(submitted, 1))
             yield from results
     except (KilledWorker, FutureCancelledError) as error:
         raise DataError(
@@ -175,6 +185,25 @@ def _over_tasks(
             mend="see whether memory ran out (`dask worker --memory-limit`), then run the stage "
             "again",
         ) from error
+    finally:  # the caller removes what was written, so that nobody may write any more
+        _give_up([future.wrapped_future for future in waiting])
+
+
+def _give_up(futures: Sequence["Future"]) -> None:
+    """Let none of these tasks begin, and wait for those at work: nobody can stop a thread."""
+    if not futures:
+        return
+    client, keys = futures[0].client, {future.key for future in futures}
+    with contextlib.suppress(OSError):  # a scheduler that is gone knows nothing of its workers
+        client.cancel(futures)
+        # A worker has a task until it has heard that nobody wants it and no thread is at it.
+        while any(client.run(_has_any, keys, on_error="ignore").values()):
+            time.sleep(PAUSE)
+
+
+def _has_any(keys: set[str], dask_worker: "Worker") -> bool:
+    """Whether the worker that this runs on has one of these tasks."""
+    return not keys.isdisjoint(dask_worker.state.tasks)
 
 
 def may_pass(_task: Any, _run: Any, state: Any) -> bool:

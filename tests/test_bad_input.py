@@ -27,6 +27,7 @@ import dsfer
 from dsfer.checkpoint import save_checkpoint
 from dsfer.data.manifest import read_manifest, write_manifest
 from dsfer.data.shards import TileShards
+from dsfer.files import read_json
 from dsfer.weights import SCHEMA, Metadata, save_weights
 from pipeline import stages
 from pipeline.params import current_settings
@@ -503,6 +504,7 @@ def weights(
     built = {"width": 0.125, "image_size": 32, "hopfield_dim": 16}
     network = dsfer.create_model("dsfer-net", **built)
     about = {"best": {"step": 1}, "split_hash": TileShards(folder / "shards/val").split_hash}
+    about |= dict.fromkeys(("seed", "variant", "encoder", "recipe", "trained_on", "iterations"), 0)
     metadata = Metadata(model, built | options, (0, 0, 0), (1, 1, 1), about, schema)
     save_weights(network, path, metadata)
     return path
@@ -551,6 +553,29 @@ def test_weights_of_another_split_may_have_seen_the_test_tiles(sharded):
     metadata = Metadata("dsfer-net", {}, (0, 0, 0), (1, 1, 1), {"split_hash": "another"})
     save_weights(torch.nn.Identity(), path, metadata)
     assert "trained on split another" in refusal(evaluate.main)
+
+
+@pytest.mark.parametrize("room", [2, 1, 0], ids=lambda pairs: f"{pairs} pairs")
+def test_an_evaluation_takes_as_many_pairs_at_a_time_as_gpu_memory_holds(
+    sharded, monkeypatch, room
+):
+    def stitched(model, test, inference, *rest):
+        tried.append(inference.batch_size)
+        if inference.batch_size > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return whole(model, test, inference, *rest)
+
+    weights(sharded)
+    tried, whole = [], evaluate.stitched_counts
+    monkeypatch.setattr(evaluate, "stitched_counts", stitched)
+    if room:
+        evaluate.main()
+        assert read_json(sharded / "models/dsfer-net/evaluation/metrics.json")["tiles"]["n"] > 0
+    else:
+        message = refusal(evaluate.main)
+        assert "with batch_size 1." in message
+        assert "device: cpu" in message and "try batch_size" not in message  # which trains anew
+    assert tried == [4, 2, 1][: 3 - room // 2]
 
 
 def test_a_run_that_another_process_trains_is_left_alone(sharded):

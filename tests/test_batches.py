@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsfer.data.batches import BatchSource, sample_order
-from dsfer.errors import ShardError
+from dsfer.errors import DeviceMemoryError, ShardError
+from dsfer.memory import enough_memory
 from tests.tiles import MemoryTiles
 
 
@@ -102,3 +103,15 @@ def test_tiles_are_read_once_into_memory():
         pairs = torch.cat([pairs for pairs, _ in source.all(4)])
     np.testing.assert_array_equal(pairs.numpy(), tiles.pairs)
     assert sorted(tiles.read) == list(range(150))
+
+
+def test_tiles_too_large_for_the_memory_of_a_gpu_name_the_parameter(monkeypatch):
+    def too_much(*_shape, **_kind):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(torch, "empty", too_much)
+    with (
+        pytest.raises(DeviceMemoryError, match=r"in_memory: .*memory .*set in_memory: false\.$"),
+        enough_memory(32),  # as training builds its sources
+    ):
+        BatchSource(CountedTiles(10), torch.device("cpu"), in_memory=True)

@@ -112,16 +112,19 @@ def test_stages_write_the_same_bytes_on_a_cluster(tmp_path, monkeypatch, schedul
 def test_an_error_of_the_input_arrives_whole_and_is_not_tried_again(
     tmp_path, monkeypatch, scheduler
 ):
+    monkeypatch.setattr(cropping, "unit_size", lambda total: 4)  # of ten units the fourth is wrong
     monkeypatch.chdir(tmp_path)
     configure(tmp_path, cluster=scheduler)
-    imagery(tmp_path / "imagery")
+    imagery(tmp_path / "imagery", scenes=10)
     download.main()
     crop.main()
     before = content(tmp_path / "data")
     wrong_values(tmp_path / "imagery")
     with pytest.raises(LabelError, match=r"label/s3\.png: label holds the values 7"):
         crop.main()
-    assert content(tmp_path / "data") == before
+    assert content(tmp_path / "data") == before  # and nobody writes there any more:
+    with Client(scheduler, set_as_default=False) as client:
+        assert not any(client.call_stack().values())
     with get_client(sync_client=True) as client:
         (failed,) = [run for run in client.read_task_runs() if run.state_name == "Failed"]
     assert (failed.name.rpartition("-")[0], failed.run_count) == ("write_unit", 1)

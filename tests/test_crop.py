@@ -428,4 +428,11 @@ def test_tars_that_a_worker_wrote_to_its_own_disk_are_missed(tmp_path):
     with pytest.raises(DataError, match=r"out/tiles-000000\.tar: a worker wrote it where .* share"):
         tiles.write_tiles(tmp_path / "out", units, facts, spread=elsewhere(tmp_path / "other"))
     assert [tar.name for tar in (tmp_path / "other").iterdir()] == ["tiles-000000.tar"]
+    with pytest.raises(
+        DataError, match=r"none/tiles-000000\.tar: .* does not see the folder .* share"
+    ):
+        tiles.write_tiles(tmp_path / "out", units, facts, spread=elsewhere(tmp_path / "none"))
+    assert not (
+        tmp_path / "none"
+    ).exists()  # it may have been removed because the work was given up
     assert content(tmp_path / "out") == before

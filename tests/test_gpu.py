@@ -13,7 +13,7 @@ import dsfer
 from dsfer.data.batches import BatchSource
 from dsfer.errors import DeviceMemoryError
 from dsfer.evaluation import Inference, count_tiles
-from dsfer.memory import enough_memory
+from dsfer.memory import enough_memory, in_batches_that_fit
 from dsfer.training import Interrupted, Trainer
 from tests.test_model_contract import (
     CASES,
@@ -160,3 +160,12 @@ def test_counts_in_memory_and_streamed_are_those_of_a_cpu():
 def test_too_little_memory_says_which_batch_size_to_try():
     with pytest.raises(DeviceMemoryError, match="batch_size: 16"), enough_memory(32):
         torch.empty(2**50, device=GPU)
+
+
+def test_batches_are_halved_until_they_fit_into_memory():
+    pair = int(torch.cuda.mem_get_info(GPU)[0] * 0.4)
+
+    def work(pairs):
+        return len([torch.empty(pair, dtype=torch.uint8, device=GPU) for _ in range(pairs)])
+
+    assert in_batches_that_fit(work, 8) == 2  # with what the tries before had taken

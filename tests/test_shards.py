@@ -193,6 +193,14 @@ def cut_short(function, items, **_how):
         os.truncate(item[-1], 2000)
 
 
+def test_a_worker_makes_no_folder_for_a_shard(tiles, shards, tmp_path):
+    before = content(shards)
+    with pytest.raises(DataError, match=r"none/shard-000000\.tar: .* does not see the folder"):
+        write(*tiles, shards, elsewhere(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+    assert content(shards) == before
+
+
 @pytest.mark.parametrize("where", ["elsewhere", "here, cut short"])
 def test_shards_that_do_not_arrive_are_missed(tiles, shards, tmp_path, where):
     (tmp_path / "other").mkdir()

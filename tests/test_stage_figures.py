@@ -9,7 +9,7 @@ import torch
 
 import dsfer
 from dsfer import detector
-from dsfer.errors import CheckpointError, ConfigError, DataError
+from dsfer.errors import CheckpointError, ConfigError, DataError, DeviceMemoryError
 from dsfer.files import read_json, write_json
 from dsfer.models import MODELS
 from dsfer.plates import comparison_plate
@@ -17,6 +17,7 @@ from dsfer.weights import Metadata, save_weights
 from pipeline import comparison
 from pipeline.params import load_params
 from pipeline.results import read_figures
+from pipeline.stages import figures as stage
 from pipeline.stages.figures import (
     Choice,
     asked,
@@ -227,3 +228,21 @@ def test_a_network_without_retrieval_is_drawn_as_far_as_it_goes(tiles, tmp_path)
     assert not list(inside(other, drawn, chosen, probabilities, tmp_path))
     with pytest.raises(ConfigError, match="no encoder of five scales"):
         list(inside(other, drawn, asked_for, probabilities, tmp_path))
+
+
+@pytest.mark.parametrize("part", ["detector", "encode", "retrieved_levels", "attention_maps"])
+def test_running_out_of_gpu_memory_is_said_whatever_is_drawn(tiles, tmp_path, monkeypatch, part):
+    def too_much(*_given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    weights = save(tmp_path, "dsfer-net", tiles, image_size=32, width=0.125, hopfield_dim=16)
+    method = detector.load(weights, device="cpu")
+    if part == "detector":
+        method.network.forward = too_much
+    else:
+        monkeypatch.setattr(stage, part, too_much)
+    monkeypatch.setattr(stage, "save_figure", lambda *_: None)
+    chosen, own = [Choice(tiles.ids[0], None, "chosen")], "dsfer-net"
+    with pytest.raises(DeviceMemoryError, match="device: cpu, or a GPU with more memory"):
+        stage.draw(tiles, chosen, {own: method}, {}, own, {}, "", tmp_path)
+    assert not (tmp_path / "figures.json").exists()

@@ -194,6 +194,24 @@ def test_a_lost_loss_stops_the_run_and_keeps_the_last_good_state(tmp_path):
     assert load_checkpoint(tmp_path / "last.pt", "run")["step"] == 4
 
 
+def test_lost_weights_after_a_loss_that_was_none_do_not_replace_the_last_good_state(tmp_path):
+    run = trainer(tmp_path)
+    step = run._train_step
+
+    def poisoned(*batch):
+        losses = step(*batch)
+        if run.step == 7:  # the last before the state is saved again
+            with torch.no_grad():
+                next(run.model.parameters())[0] = math.nan
+        return losses
+
+    run._train_step = poisoned
+    with pytest.raises(TrainingError, match="the norm of the weights is nan at step 8"):
+        run.fit()
+    assert math.isfinite(run.history[-1]["train/loss"])
+    assert load_checkpoint(tmp_path / "last.pt", "run")["step"] == 4
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsfer.memory import memory_for
+
 log = logging.getLogger(__name__)
 
 Sampling = Literal["epochs", "repeated"]
@@ -68,6 +70,9 @@ class BatchSource:
         in_memory: force one or the other; None decides by the free memory of a GPU. For a CPU it
             streams: shards are mapped into memory, and another copy of them gains nothing.
         workers: threads that read ahead, at least 1.
+
+    Raises:
+        DeviceMemoryError: the GPU has too little memory for the split.
     """
 
     def __init__(
@@ -79,7 +84,8 @@ class BatchSource:
             in_memory = (
                 device.type == "cuda" and needed < MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
             )
-        self._memory = self._decode() if in_memory else None
+        with memory_for("all tiles in it", where="in_memory", mend="set in_memory: false"):
+            self._memory = self._decode() if in_memory else None
         log.info(
             "%d tiles (%.2f GB) %s",
             len(tiles),

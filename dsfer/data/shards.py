@@ -20,7 +20,7 @@ import pandas as pd
 from dsfer.data.manifest import read_manifest, write_manifest
 from dsfer.data.shard_cache import ShardCache
 from dsfer.data.shard_index import REWRITE, SCHEMA, ShardEntry, ShardIndex, read_index, write_index
-from dsfer.data.tars import MEMBERS, Pixels, npy_header, tar_members, write_tar
+from dsfer.data.tars import MEMBERS, Pixels, check_folder, npy_header, tar_members, write_tar
 from dsfer.data.workers import Spread, check_written
 from dsfer.errors import DataError, ShardError, StoreError
 from dsfer.files import atomic_folder, atomic_object, remove_temporary, sha256_file
@@ -155,6 +155,7 @@ def write_shards(
 def _write_shard(work: tuple[Path, pd.DataFrame, AnyPath]) -> ShardEntry:
     """Write one shard; return its entry of the index."""
     tiles, rows, path = work
+    check_folder(path)
     with atomic_object(path) as temporary:
         write_tar(temporary, _copied(tiles, rows))
         return ShardEntry(path.name, sha256_file(temporary), temporary.stat().st_size, len(rows))

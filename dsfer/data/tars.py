@@ -5,6 +5,7 @@ over PNG because a memory map then serves pixels without decoding, at about twic
 """
 
 import io
+import platform
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dsfer.errors import ShardError
+from dsfer.errors import DataError, ShardError
 from dsfer.files import naming
+from dsfer.paths import AnyPath
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -49,6 +51,25 @@ def write_tar(path: Path, tiles: Iterable[tuple[str, dict[str, bytes | memoryvie
     with naming(path), path.open("wb") as file, TarWriter(file, **options) as writer:
         for tile, members in tiles:
             writer.write({"__key__": tile} | {f"{name}.npy": members[name] for name in MEMBERS})
+
+
+def check_folder(path: AnyPath) -> None:
+    """Refuse to write a tar into a folder that is not there: who spreads the work has made it.
+
+    Args:
+        path: the tar, or an object of a store, which has no folders.
+
+    Raises:
+        DataError: this machine does not share the folder; or the work was given up and the folder
+            removed, and nothing may stay in its place.
+    """
+    if isinstance(path, Path) and not path.parent.is_dir():
+        raise DataError(
+            f"the worker on {platform.node()} does not see the folder that it belongs in",
+            where=path,
+            mend="share the folder, so that all machines see the same files in it under this path, "
+            "and run the stage again",
+        )
 
 
 def tar_members(path: Path) -> dict[str, tuple[int, int]]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dsfer.data.manifest import COLUMNS, IGNORE, write_manifest, write_table
 from dsfer.data.rasters import Bands, SceneFacts, inspect_scene
 from dsfer.data.scenes import Scene
-from dsfer.data.tars import Pixels, npy_bytes, write_tar
+from dsfer.data.tars import Pixels, check_folder, npy_bytes, write_tar
 from dsfer.data.workers import Spread, check_written
 from dsfer.errors import DataError
 from dsfer.files import atomic_folder, atomic_path, remove_temporary
@@ -165,6 +165,7 @@ def _write_unit(work: tuple[Unit, Path]) -> list[dict[str, Any]]:
             rows.append(tile.place | {"shard": path.name} | hashes | _facts(tile))
             yield tile.place["id"], dict(content)
 
+    check_folder(path)
     with atomic_path(path, flush=False) as temporary:
         write_tar(temporary, members())
     return rows

@@ -1,5 +1,6 @@
 """Evaluate the trained network on the test split, in both protocols."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from dsfer.errors import LeakageError
 from dsfer.evaluation import Inference, count_tiles, stitched_scenes
 from dsfer.figures import error_map, panel_strip
 from dsfer.files import atomic_folder, atomic_path, write_json
-from dsfer.memory import enough_memory
+from dsfer.memory import in_batches_that_fit
 from dsfer.metrics import (
     change_metrics,
     confusion_counts,
@@ -57,12 +58,35 @@ def main() -> None:
     model = model.to(device).to(memory_format=torch.channels_last)
     scale = Input(metadata.mean, metadata.std, metadata.per_image)
     inference = build_inference(settings, scale, device)
-    with (
-        enough_memory(settings.recipe.batch_size),
-        atomic_folder(settings.model_folder / "evaluation") as out,
-    ):
+    in_batches_that_fit(
+        lambda batch_size: score(
+            settings, model, metadata, test, train, replace(inference, batch_size=batch_size)
+        ),
+        inference.batch_size,
+    )
+
+
+def score(
+    settings: Settings,
+    model: nn.Module,
+    metadata: Metadata,
+    test: TileShards,
+    train: TileShards,
+    inference: Inference,
+) -> None:
+    """Write all that the stage writes.
+
+    Args:
+        settings: all parameters.
+        model: the network, on the device of `inference`.
+        metadata: the record of its weights.
+        test: the split that it is scored on.
+        train: the split that the baseline takes its threshold from.
+        inference: how the network is run.
+    """
+    with atomic_folder(settings.model_folder / "evaluation") as out:
         train_source, test_source = (
-            BatchSource(split, device, in_memory=False, workers=settings.params.workers)
+            BatchSource(split, inference.device, in_memory=False, workers=settings.params.workers)
             for split in (train, test)  # each tile is read once or twice
         )
         tiles, rate = tile_counts(model, test, test_source, inference)

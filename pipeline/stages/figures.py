@@ -26,6 +26,7 @@ from dsfer.features import (
     retrieved_levels,
 )
 from dsfer.files import atomic_folder, write_json
+from dsfer.memory import enough_memory
 from dsfer.plates import (
     Evidence,
     Tile,
@@ -74,6 +75,7 @@ def main() -> None:
         draw(test, chosen, methods, titles, own, left_out, TRAINED_HERE, out)
 
 
+@enough_memory(1)  # pairs are drawn one by one
 def draw(
     test: TileShards,
     chosen: Sequence[Choice],
@@ -98,6 +100,7 @@ def draw(
 
     Raises:
         ConfigError: a pixel was chosen, and the own network has no retrieval to explain it by.
+        DeviceMemoryError: the GPU has too little memory.
     """
     tiles = [read_tile(test, choice.tile) for choice in chosen]
     probabilities = {name: predict(method, tiles) for name, method in methods.items()}
