@@ -2,11 +2,16 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
 
 from dsfer.data.tiles import Tile, Unit
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,29 @@ class KilledOnce:
         return self.unit.count
 
     def tiles(self) -> Iterator[Tile]:
-        for number, tile in enumerate(self.unit.tiles()):
-            if number == self.unit.count // 2 and not self.mark.exists():
-                self.mark.touch()
-                kill(number)
-            yield tile
+        return killed_once(self.unit.tiles(), self.count // 2, self.mark)
+
+
+@dataclass(frozen=True)
+class RowsKilledOnce:
+    """Rows of a shard whose writer is killed in the middle, the first time."""
+
+    rows: pd.DataFrame
+    mark: Path
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to_dict(self, orient: str) -> Iterator[dict[str, Any]]:
+        return killed_once(self.rows.to_dict(orient), len(self) // 2, self.mark)
+
+
+def killed_once(things: Iterable[T], last: int, mark: Path) -> Iterator[T]:
+    for number, thing in enumerate(things):
+        if number == last and not mark.exists():
+            mark.touch()
+            kill(number)
+        yield thing
 
 
 def kill(_item: int) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Thread
 from unittest.mock import Mock
 
-import dask
 import numpy as np
 import psutil
 import pytest
@@ -27,10 +26,13 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
+from upath import UPath
 
 import dsfer
 from dsfer.data import crop as cropping
 from dsfer.data.crop import CropUnit
+from dsfer.data.manifest import read_manifest
+from dsfer.data.shards import data_statistics, write_shards
 from dsfer.data.tiles import inspect_scenes, write_tiles
 from dsfer.data.workers import Processes, Spread
 from dsfer.errors import (
@@ -49,11 +51,12 @@ from dsfer.weights import Metadata, save_weights
 from pipeline import cluster, prediction
 from pipeline.cluster import spread_out
 from pipeline.stages import crop, download, shard, split
-from tests.killed import KilledOnce, kill
+from tests.killed import KilledOnce, RowsKilledOnce, kill
 from tests.project import ROOT
 from tests.test_bad_input import configure, content, imagery, wrong_values
-from tests.test_crop import scene
+from tests.test_crop import cut, scene
 from tests.test_mapping import read, scenes, write
+from tests.test_shard_store import files_of, home
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("cluster")  # one server and one cluster for all
@@ -66,36 +69,23 @@ def server() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def scheduler(server: None) -> Iterator[str]:
-    """Address of a scheduler with two workers."""
+def local_cluster(server: None, store: str) -> Iterator[LocalCluster]:
+    """A scheduler with two workers, who know the object store."""
     with LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", env=cluster.QUIET
     ) as started:
-        yield started.scheduler_address
+        yield started
 
 
-@pytest.mark.slow
-def test_a_worker_killed_in_the_middle_of_a_tar_changes_nothing(tmp_path, monkeypatch, scheduler):
-    monkeypatch.setattr(cropping, "unit_size", lambda total: 4)
-    scenes = [scene(tmp_path, 32, 32, name=f"s{i}", seed=i) for i in range(6)]
-    here = Processes(1)
-    facts = inspect_scenes(scenes, None, spread=here)
-    pieces = cropping._plan(facts, [(2, 2)] * 6)
-    units = [CropUnit(tuple(each), 16, "pad", "binary255", None) for each in pieces]
-    write_tiles(tmp_path / "here", units, facts, spread=here)
-
-    killed = KilledOnce(units[2], tmp_path / "mark")
-
-    def work(spread: Spread) -> None:
-        write_tiles(tmp_path / "cluster", [*units[:2], killed, *units[3:]], facts, spread=spread)
-
-    spread_out(scheduler, "crop", work)
-    assert killed.mark.exists()
-    assert content(tmp_path / "cluster") == content(tmp_path / "here")
+@pytest.fixture(scope="module")
+def scheduler(local_cluster: LocalCluster) -> str:
+    """Its address."""
+    return str(local_cluster.scheduler_address)
 
 
 def test_stages_write_the_same_bytes_on_a_cluster(tmp_path, monkeypatch, scheduler):
     imagery(tmp_path / "imagery", scenes=12)
+    monkeypatch.setattr(cluster, "usable_cpus", lambda: 1)  # `here` starts no processes
     results = []
     for name, where in (("here", None), ("cluster", scheduler)):
         folder = tmp_path / name
@@ -130,14 +120,6 @@ def test_an_error_of_the_input_arrives_whole_and_is_not_tried_again(
     assert (failed.name.rpartition("-")[0], failed.run_count) == ("write_unit", 1)
 
 
-def test_work_that_kills_every_worker_is_given_up(server):
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        pytest.raises(DataError, match="killed every worker"),
-    ):
-        spread_out(1, "kill", lambda spread: list(spread(kill, [0])))
-
-
 def test_a_stage_that_is_killed_counts_as_crashed(scheduler):
     code = (
         "import sys, time; from pipeline.cluster import spread_out\n"
@@ -163,14 +145,14 @@ def test_workers_with_other_libraries_are_refused(monkeypatch, scheduler):
         spread_out(scheduler, "versions", lambda spread: list(spread(abs, [1])))
 
 
-def test_workers_with_several_threads_are_refused(server):
-    with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0", env=cluster.QUIET
-        ) as started,
-        pytest.raises(ConfigError, match=r"a worker has 2 threads, .* `dask worker --nthreads 1`"),
-    ):
-        spread_out(started.scheduler_address, "threads", lambda spread: list(spread(abs, [1])))
+def test_workers_with_several_threads_are_refused():
+    with Client(
+        processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0",
+        set_as_default=False,
+    ) as client:  # fmt: skip
+        work = client.submit(cluster._apply, abs, [1], Path.cwd(), cluster._versions())
+        with pytest.raises(ConfigError, match=r"has 2 threads, .* `dask worker --nthreads 1`"):
+            work.result()
 
 
 def test_a_cluster_that_is_not_there(monkeypatch, server):
@@ -220,13 +202,12 @@ def mapped(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("where", ["here", "cluster"])
-def test_maps_of_pairs_of_which_one_is_broken(mapped, scheduler, where):
+def test_maps_of_pairs_of_which_one_is_broken(mapped, scheduler):
     given = {
         "pairs": str(mapped / "pairs.csv"),
         "weights": str(mapped / "weights.safetensors"),
         "out": str(mapped / "maps"),
-        "cluster": scheduler if where == "cluster" else None,
+        "cluster": scheduler,
         "options": {"min_area": 5, "threshold": 0.25},  # as a deployment is given them
     }
     parameters = prediction.predict.validate_parameters(given)
@@ -264,20 +245,13 @@ def test_maps_of_pairs_of_which_one_is_broken(mapped, scheduler, where):
         prediction.predict(**given | {"options": {"min_area": 6, "threshold": 0.25}})
 
 
-@pytest.mark.parametrize(
-    ("named", "count", "seen"),
-    [(None, 2, ["0", "0", "1"]), ("3,GPU-5a", 2, ["3", "3", "GPU-5a"]), ("", 0, [""] * 3)],
-)
-def test_workers_that_the_flow_starts_take_turns_on_its_gpus(monkeypatch, named, count, seen):
-    if named is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+def test_workers_that_the_flow_starts_take_turns_on_its_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with prediction._runner(3) as runner, Client(runner.address, set_as_default=False) as client:
         client.wait_for_workers(3)
         found = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
-        assert sorted(found.values()) == seen
+        assert sorted(found.values()) == ["3", "3", "GPU-5a"]
         assert set(client.run(os.getenv, "DASK_LOGGING__DISTRIBUTED").values()) == {"critical"}
 
 
@@ -296,39 +270,6 @@ def test_a_flow_whose_pairs_are_mapped_elsewhere_needs_no_gpu(mapped, monkeypatc
     (mapped / "weights.safetensors").write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match="has SHA-256"):
         prediction.predict(**given, cluster=scheduler)
-
-
-@pytest.mark.slow
-def test_a_pair_whose_worker_is_killed_is_mapped_by_another(mapped, scheduler):
-    for date, image in enumerate(scenes(800, 600), start=1):
-        write(mapped / f"large{date}.tif", image)
-    (mapped / "pairs.csv").write_text("id,t1,t2\nlarge,large1.tif,large2.tif")
-    lock, killed = mapped / "maps/.large.partial/lock", []
-
-    def holders() -> list[psutil.Process]:
-        workers = psutil.Process().children(recursive=True)
-        return [each for each in workers if str(lock) in {file.path for file in each.open_files()}]
-
-    def kill_one() -> None:
-        (process,) = wait_for(holders)
-        process.kill()
-        killed.append(process.pid)
-
-    thread = Thread(target=kill_one)
-    thread.start()
-    (row,) = prediction.predict(
-        str(mapped / "pairs.csv"),
-        str(mapped / "weights.safetensors"),
-        str(mapped / "maps"),
-        cluster=scheduler,
-    )
-    thread.join()
-    assert len(killed) == 1
-    assert row["status"] == "done"
-    network = dsfer.load(mapped / "weights.safetensors")
-    map_pairs(list_pairs(mapped), network, mapped / "one")
-    there, one = (read(mapped / out / "large/probability.tif") for out in ("maps", "one"))
-    np.testing.assert_allclose(there, one, rtol=0, atol=1e-5)
 
 
 def test_a_pair_that_was_out_of_reach_is_mapped_at_the_next_try(mapped, server, monkeypatch):
@@ -384,3 +325,97 @@ def test_ctrl_c_ends_maps_in_time_with_the_workers_that_make_them(mapped, server
     wait_for(lambda: not any(mark == process_mark(pid) for pid, mark in marks.items()), 10)
     with FileLock(mapped / "maps/.long.partial/lock").acquire(timeout=0):
         assert not (mapped / "maps/long").exists()
+
+
+# These come last: a worker that takes the place of a killed one imports everything anew.
+
+
+@pytest.mark.slow
+def test_a_pair_whose_worker_is_killed_is_mapped_by_another(mapped, scheduler):
+    for date, image in enumerate(scenes(800, 600), start=1):
+        write(mapped / f"large{date}.tif", image)
+    (mapped / "pairs.csv").write_text("id,t1,t2\nlarge,large1.tif,large2.tif")
+    lock, killed = mapped / "maps/.large.partial/lock", []
+
+    def holders() -> list[psutil.Process]:
+        workers = psutil.Process().children(recursive=True)
+        return [each for each in workers if str(lock) in {file.path for file in each.open_files()}]
+
+    def kill_one() -> None:
+        (process,) = wait_for(holders)
+        process.kill()
+        killed.append(process.pid)
+
+    thread = Thread(target=kill_one)
+    thread.start()
+    (row,) = prediction.predict(
+        str(mapped / "pairs.csv"),
+        str(mapped / "weights.safetensors"),
+        str(mapped / "maps"),
+        cluster=scheduler,
+    )
+    thread.join()
+    assert len(killed) == 1
+    assert row["status"] == "done"
+    network = dsfer.load(mapped / "weights.safetensors")
+    map_pairs(list_pairs(mapped), network, mapped / "one")
+    there, one = (read(mapped / out / "large/probability.tif") for out in ("maps", "one"))
+    np.testing.assert_allclose(there, one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_of_a_tar_changes_nothing(tmp_path, monkeypatch, scheduler):
+    monkeypatch.setattr(cropping, "unit_size", lambda total: 4)
+    scenes = [scene(tmp_path, 32, 32, name=f"s{i}", seed=i) for i in range(6)]
+    here = Processes(1)
+    facts = inspect_scenes(scenes, None, spread=here)
+    pieces = cropping._plan(facts, [(2, 2)] * 6)
+    units = [CropUnit(tuple(each), 16, "pad", "binary255", None) for each in pieces]
+    write_tiles(tmp_path / "here", units, facts, spread=here)
+
+    killed = KilledOnce(units[2], tmp_path / "mark")
+
+    def work(spread: Spread) -> None:
+        write_tiles(tmp_path / "cluster", [*units[:2], killed, *units[3:]], facts, spread=spread)
+
+    spread_out(scheduler, "crop", work)
+    assert killed.mark.exists()
+    assert content(tmp_path / "cluster") == content(tmp_path / "here")
+
+
+@pytest.mark.parametrize("where", [pytest.param("folder", marks=pytest.mark.slow), "bucket"])
+def test_a_worker_killed_in_the_middle_of_a_shard_changes_nothing(tmp_path, scheduler, where):
+    cut([scene(tmp_path, 32, 32, name=f"s{i}", seed=i) for i in range(6)], tmp_path / "tiles")
+    rows, mark = read_manifest(tmp_path / "tiles/manifest.parquet"), tmp_path / "mark"
+    url = None
+    if where == "bucket":
+        url = "s3://cluster/shards"
+        UPath("s3://cluster").mkdir()
+
+    def shards(out: Path, spread: Spread, store: str | None = None) -> None:
+        write_shards(
+            tmp_path / "tiles", rows, out, split="train", split_hash="0123456789ab",
+            statistics=data_statistics(rows), spread=spread, store=store, tiles_per_shard=4,
+        )  # fmt: skip
+
+    def work(spread: Spread) -> None:
+        def killing(function, items, **how):
+            tiles, part, path = items[2]
+            items[2] = tiles, RowsKilledOnce(part, mark), path
+            return spread(function, items, **how)
+
+        shards(tmp_path / "cluster", killing, url)
+
+    shards(tmp_path / "here", Processes(1))
+    spread_out(scheduler, "shard", work)
+    assert mark.exists()
+    written = home(tmp_path / "cluster", url) if url else tmp_path / "cluster"
+    here = files_of(tmp_path / "here")
+    assert {file.name: file.read_bytes() for file in written.iterdir()} == here
+    assert len(here) == 6 + 2
+
+
+def test_work_that_kills_every_worker_is_given_up(monkeypatch, local_cluster, scheduler):
+    monkeypatch.setattr(local_cluster.scheduler, "allowed_failures", 0)
+    with pytest.raises(DataError, match="killed every worker"):
+        spread_out(scheduler, "kill", lambda spread: list(spread(kill, [0])))

@@ -88,7 +88,7 @@ def test_what_a_flow_run_started_has_the_time_to_save(home, monkeypatch):
     saving = (
         "import pathlib, sys, time\n"
         f"pathlib.Path({str(home / 'up')!r}).touch()\n"
-        "sys.stdin.read(); time.sleep(3)\n"
+        "sys.stdin.read(); time.sleep(1)\n"
         f"pathlib.Path({str(home / 'saved')!r}).touch()"
     )
     flow_run = starts(saving) + "; sys.stdin.read()"
