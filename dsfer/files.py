@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,8 @@ def atomic_object(path: AnyPath) -> Iterator[Path]:
         with atomic_path(path, flush=False) as temporary:
             yield temporary
         return
-    with tempfile.TemporaryDirectory(prefix="dsfer-") as folder:
-        file = Path(folder) / path.name
+    with temporary_folder(Path(tempfile.gettempdir())) as folder:
+        file = folder / path.name
         yield file
         upload(file, path)
 
@@ -125,6 +125,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yield a new folder in `parent` that is removed in the end.
+
+    If the process is killed, the next one there removes it, or `remove_leftovers`.
+    """
+    remove_leftovers(parent, deep=False)
+    with tempfile.TemporaryDirectory(prefix=_prefix(), dir=parent) as folder:
+        yield Path(folder)
+
+
 def _settle(path: Path, former: Path) -> None:
     """Bring back the folder that was moved aside if nothing took its place, else remove it."""
     if former.exists() and not path.exists():
@@ -152,7 +163,8 @@ def remove_leftovers(folder: Path, *, deep: bool = True) -> None:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                with suppress(PermissionError):  # another user's, where all may write
+                    path.unlink(missing_ok=True)
 
 
 def remove_temporary(folder: Path) -> None:

@@ -8,7 +8,6 @@ member, a solid archive of tens of thousands of files would be decompressed anew
 import shutil
 import stat
 import subprocess
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import rarfile
 from rich.filesize import decimal
 
 from dsfer.errors import DownloadError, first_line
-from dsfer.files import atomic_folder, naming
+from dsfer.files import atomic_folder, naming, temporary_folder
 
 MAGIC = {"zip": (b"PK\x03\x04", b"PK\x05\x06"), "rar": (b"Rar!\x1a\x07",)}
 """First bytes of each kind of archive."""
@@ -76,8 +75,8 @@ def check_integrity(path: Path, kind: str) -> None:
     """
     if kind == "rar":
         # The programs' own test modes miss damage or see it where there is none.
-        with tempfile.TemporaryDirectory(prefix=".test-", dir=path.parent) as folder:
-            unpack(path, kind, Path(folder) / "content")
+        with temporary_folder(path.parent) as folder:
+            unpack(path, kind, folder / "content")
         return
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,7 +1,9 @@
 import os
 import shutil
+import signal
 import struct
 import subprocess
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dsfer.errors import DownloadError
+from dsfer.files import remove_leftovers
 from pipeline import archives
 from pipeline.archives import check_integrity, check_magic, unpack
 from tests.disks import PAGE
@@ -257,6 +260,30 @@ def test_the_rar_program_wrote_what_was_listed_and_nothing_else(
     with pytest.raises(DownloadError, match=message):
         unpack(path, "rar", tmp_path / "raw")
     assert not (tmp_path / "raw").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipeline import archives
+
+def unpack(path, kind, target):
+    target.mkdir()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+archives.unpack = unpack
+archives.check_integrity(Path(sys.argv[1]), "rar")
+"""
+
+
+def test_what_a_kill_amid_the_test_of_a_rar_left_is_found_by_recovery(tmp_path):
+    path = tmp_path / "downloads/a.rar"
+    path.parent.mkdir()
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(path.parent.glob("*/content"))) == 1
+    remove_leftovers(tmp_path)  # what recovery does in data/
+    assert not any(path.parent.iterdir())
 
 
 def test_the_complaint_of_the_rar_program_is_passed_on(tmp_path, monkeypatch):

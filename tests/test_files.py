@@ -4,15 +4,20 @@ import errno
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from upath import UPath
 
 from dsfer.errors import DataError
 from dsfer.files import (
     atomic_folder,
+    atomic_object,
     atomic_path,
     read_json,
     remove_leftovers,
@@ -138,6 +143,41 @@ def test_leftovers_of_a_process_that_nobody_buries_are_removed(tmp_path):
         (tmp_path / f".tmp-{platform.node()}-{dead.pid}-{mark}-a").touch()
         remove_leftovers(tmp_path)
         assert names(tmp_path) == []
+
+
+def test_another_users_leftovers_stay(tmp_path, monkeypatch):
+    (tmp_path / f".tmp-{platform.node()}-{os.getpid()}-0123abcd-a").touch()
+    monkeypatch.setattr(Path, "unlink", Mock(side_effect=PermissionError))
+    remove_leftovers(tmp_path)
+    assert len(names(tmp_path)) == 1
+
+
+KILLED = """
+import os, signal
+import dsfer.files
+from upath import UPath
+
+def upload(file, target):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+dsfer.files.upload = upload
+with dsfer.files.atomic_object(UPath("memory://bucket/shard.tar")) as file:
+    file.touch()
+"""
+
+
+def test_what_a_killed_upload_left_goes_with_the_next(tmp_path, monkeypatch):
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.glob("*/*")] == ["shard.tar"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    target = UPath("memory://bucket/shard.tar")
+    with atomic_object(target) as file:
+        file.write_bytes(b"whole")
+        assert list(tmp_path.glob("*/*")) == [file]
+    assert (target.read_bytes(), names(tmp_path)) == (b"whole", [])
 
 
 def refused(*arguments):
