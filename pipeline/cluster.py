@@ -189,7 +189,7 @@ def _over_tasks(
         _give_up([future.wrapped_future for future in waiting])
 
 
-def _give_up(futures: Sequence["Future"]) -> None:
+def _give_up(futures: Sequence["Future[Any]"]) -> None:
     """Let none of these tasks begin, and wait for those at work: nobody can stop a thread."""
     if not futures:
         return
