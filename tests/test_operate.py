@@ -76,7 +76,7 @@ def test_runs_are_settled_on_the_server_that_was_started_not_on_the_one_at_the_u
         asked.append(PREFECT_API_URL.value())
         yield Mock(**{"api_healthcheck.return_value": None, "read_flow_runs.return_value": []})
 
-    monkeypatch.setattr(operate, "get_client", client)
+    monkeypatch.setattr("prefect.client.orchestration.get_client", client)
     ours = "http://127.0.0.1:4300/api"
     with start(monkeypatch, "import time; time.sleep(100)", "server", api=ours):
         assert operate.end_started() == 1
