@@ -554,14 +554,15 @@ def test_training_is_cancelled_continued_and_never_runs_unseen(operation):
         params["processes"] = 1
         yaml.dump(params, project / "params.yaml")
 
-        for end in (signal.SIGINT, signal.SIGKILL):  # Ctrl-C in the worker's terminal is the first
+        # Ctrl-C in the worker's terminal goes to its runs, too; of a kill they hear later.
+        for kill, end, seconds in ((os.killpg, signal.SIGINT, 10), (os.kill, signal.SIGKILL, 60)):
             assert list(project.glob(".dvc/tmp/resume/*/last.pt"))
             assert not any(read_json(project / ".dvc/tmp/rwlock").values())
             later = operation.start("stage/local", name="train")
             wait_for(lambda run=later: "continuing from step" in operation.log(run))
             worker = operation.started("worker-cpu")
-            worker.send_signal(end)
-            wait_for(lambda: not training(project), 60)
+            kill(worker.pid, end)
+            wait_for(lambda: not training(project), seconds)
             assert operation.finish(later) == "Crashed"
             assert wait_for(lambda worker=worker: not worker.is_running())
             wait_for(ended, 60)
