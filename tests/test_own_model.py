@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from tests.project import ROOT, commit, copy_project, dvc, environment, run
-from tests.test_methods import TINY, configure, prepared  # noqa: F401 - a fixture
+from tests.test_methods import SIDE_OF_VCT, TINY, configure, prepare
 
 PAGE = (ROOT / "docs/own-model.md").read_text(encoding="utf-8")
 MODULE, LINE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -49,16 +49,19 @@ run(benchmark.main)
 
 
 @pytest.fixture(scope="module")
-def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """The project with the page's network in it, trained and scored on prepared data."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project with the page's network in it, trained and scored on tiles for all of Table I."""
     folder = tmp_path_factory.mktemp("own")
     copy_project(folder)
-    shutil.copytree(prepared, folder, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        configure(folder, tile_size=SIDE_OF_VCT)
+        prepare(SIDE_OF_VCT)
     (folder / "dsfer/models/small_net.py").write_text(MODULE)
     catalog = folder / "dsfer/models/registry.py"
     before, after = catalog.read_text().split("MODELS = {\n")
     catalog.write_text(f"{before}MODELS = {{\n{LINE}{after}")
-    configure(folder, model="small-net")
+    configure(folder, model="small-net", tile_size=SIDE_OF_VCT)
     commit(folder, "a network of one's own")
     python(folder, STAGES)
     return folder
