@@ -27,19 +27,24 @@ RANDOM = 2
 CACHE = r"\.dvc/cache/files/md5/\w\w/"
 TEMPORARY = r"\.[\w-]+\.tmp"
 
+FEW = [
+    Plan("shard", r"shard-000000\.tar$", cut=0.5),
+    Plan("dvc shard", rf"{CACHE}{TEMPORARY}$", cut=0.5),
+    Plan("train", r" \.dvc/tmp/resume/\w+/last\.pt$", nth=1, cut=0.9),
+]
+"""Those of a round that every run of the tests has the time for."""
+
 CHOSEN = [
+    *FEW,
     Plan("download", r" data/folder/tiny/raw$"),
     Plan("crop", r"tiles-000000\.tar$", cut=0.5),
     Plan("crop", r" data/folder/tiny/tiles$"),
     Plan("dvc split", r" dvc\.lock$", cut=0.5),
     Plan("validate", r"validation\.html$", cut=0.5),
-    Plan("shard", r"shard-000000\.tar$", cut=0.5),
     Plan("dvc shard", rf"{CACHE}\w{{30}}$", cut=0),
-    Plan("dvc shard", rf"{CACHE}{TEMPORARY}$", cut=0.5),
     Plan("dvc shard", r"\.dvc/cache/runs/.*\.tmp$", cut=0.5),
     Plan("dvc shard", r" \.dvc/tmp/rwlock$", cut=0.5),
     Plan("train", r" \.dvc/tmp/resume/\w+/last\.pt$", cut=0.5),
-    Plan("train", r" \.dvc/tmp/resume/\w+/last\.pt$", nth=1, cut=0.9),
     Plan("train", r"training/live/metrics\.json$", cut=0.5),
     Plan("train", r"training/weights\.safetensors$", cut=0.5),
     Plan("evaluate", r"gallery/worst/\w+\.png$", nth=2, cut=0.5),
@@ -47,13 +52,6 @@ CHOSEN = [
     Plan("report", r"report\.html$", cut=0.5),
 ]
 """Kills inside single writes, in each round."""
-
-FEW = [
-    Plan("shard", r"shard-000000\.tar$", cut=0.5),
-    Plan("dvc shard", rf"{CACHE}{TEMPORARY}$", cut=0.5),
-    Plan("train", r" \.dvc/tmp/resume/\w+/last\.pt$", nth=1, cut=0.9),
-]
-"""Those of a round that every run of the tests has the time for."""
 
 IN_PLACE = f"{MODEL}/training/live/"
 """Curves that DVCLive appends to while training goes on; nobody reads them before it has ended."""

@@ -432,7 +432,6 @@ def test_tars_that_a_worker_wrote_to_its_own_disk_are_missed(tmp_path):
         DataError, match=r"none/tiles-000000\.tar: .* does not see the folder .* share"
     ):
         tiles.write_tiles(tmp_path / "out", units, facts, spread=elsewhere(tmp_path / "none"))
-    assert not (
-        tmp_path / "none"
-    ).exists()  # it may have been removed because the work was given up
+    # It may have been removed because the work was given up.
+    assert not (tmp_path / "none").exists()
     assert content(tmp_path / "out") == before
